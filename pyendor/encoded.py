@@ -1,0 +1,145 @@
+"""A tensor that is still compressed, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import xxhash
+
+from pyendor import backends, dtypes, jsontext, layout, metadata
+from pyendor.errors import FormatError, PartError, UnsupportedError, quote
+from pyendor.metadata import TensorMeta
+from pyendor.reference import Bytes
+
+DIGEST = "xxh3_64"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTensor:
+    """Parts of a tensor, of the sizes that its metadata implies, their content not yet checked.
+
+    Attributes:
+        name: logical name; part of what the digest covers.
+        meta: its entry in the endor object, of a supported encoding.
+        parts: flat ``uint8`` arrays by role, in the order of B-2, that nobody else writes to.
+        offsets: where each part begins in its file, for error messages.
+        path: the file, for error messages.
+    """
+
+    name: str
+    meta: TensorMeta
+    parts: Mapping[str, Bytes]
+    offsets: Mapping[str, int] = field(default_factory=dict)
+    path: str | None = None
+
+    @classmethod
+    def encode(
+        cls,
+        name: str,
+        dtype: str,
+        shape: tuple[int, ...],
+        dense: Bytes,
+        *,
+        backend: str | None = None,
+        digest: bool = True,
+    ) -> EncodedTensor:
+        """Encodes dense data, ``uint8 [numel * itemsize]`` in row-major order, whatever that saves."""
+        codec = backends.get(backend)
+        known = dtypes.BY_NAME.get(dtype)
+        if known is None or not known.encodable:
+            raise UnsupportedError(f"tensor {quote(name)}: dtype {quote(dtype)} cannot be encoded")
+        nnz = codec.count(dense, known.itemsize)
+        meta = TensorMeta(dtype, shape, "bitmap", "raw", nnz)
+        parts = {
+            spec.role: np.empty(spec.nbytes, np.uint8) for spec in layout.part_specs(dtype, meta.numel, nnz)
+        }
+        codec.encode(dense, known.itemsize, parts["values"], parts["bitmap"], parts["index"])
+        encoded = cls(name, meta, parts)
+        if not digest:
+            return encoded
+        return replace(encoded, meta=replace(meta, digest=f"{DIGEST}:{encoded.digest()}"))
+
+    @property
+    def dtype(self) -> str:
+        """Name of the element type."""
+        return self.meta.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Logical shape."""
+        return self.meta.shape
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored elements."""
+        assert self.meta.nnz is not None
+        return self.meta.nnz
+
+    @property
+    def nbytes(self) -> int:
+        """Compressed size: the sum of all parts, in bytes."""
+        return sum(part.nbytes for part in self.parts.values())
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Decoded size in bytes."""
+        return layout.dense_nbytes(self.dtype, self.shape)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zero elements; 0.0 for a tensor without elements."""
+        return 1 - self.nnz / self.meta.numel if self.meta.numel else 0.0
+
+    def decode(self, out: Bytes | None = None, *, backend: str | None = None) -> Bytes:
+        """The dense data, ``uint8 [dense_nbytes]``, in ``out`` if it is given.
+
+        Raises:
+            FormatError: the parts break a rule of section 8. ``out`` then holds nothing of use.
+        """
+        codec = backends.get(backend)
+        if out is None:
+            out = np.empty(self.dense_nbytes, np.uint8)
+        elif out.dtype != np.uint8 or out.shape != (self.dense_nbytes,) or not out.flags.c_contiguous:
+            raise ValueError(f"out must be a contiguous uint8 array of shape ({self.dense_nbytes},)")
+        itemsize = dtypes.BY_NAME[self.dtype].itemsize
+        values, bitmap, index = (self.parts[role] for role in ("values", "bitmap", "index"))
+        try:
+            codec.decode(values, bitmap, index, itemsize, self.meta.numel, self.nnz, out)
+        except PartError as error:
+            offset = (error.offset or 0) + self.offsets[error.part] if self.offsets else None
+            raise error.located(tensor=self.name, offset=offset, path=self.path) from None
+        return out
+
+    def digest(self) -> str:
+        """XXH3-64 of metadata and parts, 16 hexadecimal digits (D-2)."""
+        state = xxhash.xxh3_64(jsontext.canonical({self.name: self.meta.members()}).encode())
+        for part in self.parts.values():
+            state.update(part.data)
+        return state.hexdigest()
+
+    def check_digest(self) -> bool:
+        """Compares the parts with the digest in the metadata.
+
+        Returns:
+            Whether there was a digest to compare with.
+
+        Raises:
+            FormatError: they differ (D-2).
+            UnsupportedError: the digest is of an algorithm that this build does not know (D-4).
+        """
+        if self.meta.digest is None:
+            return False
+        parsed = metadata.parse_digest(self.meta.digest)
+        algorithm, digits = parsed if parsed is not None else ("", "")
+        if algorithm != DIGEST:
+            raise UnsupportedError(
+                f"tensor {quote(self.name)}: cannot check a digest of algorithm {quote(algorithm)}"
+            )
+        actual = self.digest()
+        if actual != digits:
+            offset = min(self.offsets.values(), default=None)
+            found = f"digest is {actual}, the metadata says {digits}: its bytes have changed"
+            raise FormatError("D-2", found, tensor=self.name, offset=offset, path=self.path)
+        return True

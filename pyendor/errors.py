@@ -1,0 +1,109 @@
+"""What can go wrong: one base class and its few children.
+
+Every message says what was found, what was expected and, where there is something to do, what to do.
+Text that comes from a file is escaped, so that no message can steer a terminal (spec S-4).
+"""
+
+from __future__ import annotations
+
+import os
+
+LONGEST_QUOTE = 120
+
+
+def quote(text: str) -> str:
+    """Text from a file, in quotes, control characters escaped, cut to a readable length."""
+    shown = text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…"
+    return "'" + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown) + "'"
+
+
+class EndorError(Exception):
+    """Base of all errors of this package; never raised itself."""
+
+
+class FormatError(EndorError, ValueError):
+    """A file breaks a rule of the specification.
+
+    Attributes:
+        rule: the ID of the rule in ``spec/endor-1.md``, such as ``"B-6"``.
+        found: what is wrong, without the location.
+        tensor: name of the tensor, or None where the file as a whole is concerned.
+        offset: byte offset in the file, or None where there is none to tell.
+        path: the file, or None where bytes were read from memory.
+    """
+
+    def __init__(
+        self,
+        rule: str,
+        found: str,
+        *,
+        tensor: str | None = None,
+        offset: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.rule = rule
+        self.found = found
+        self.tensor = tensor
+        self.offset = offset
+        self.path = os.fspath(path) if path is not None else None
+        super().__init__(rule, found, tensor, offset, self.path)
+
+    def __str__(self) -> str:
+        where = [quote(self.path)] if self.path is not None else []
+        if self.tensor is not None:
+            where.append(f"tensor {quote(self.tensor)}")
+        if self.offset is not None:
+            where.append(f"byte {self.offset}")
+        return (", ".join(where) + ": " if where else "") + f"{self.found} [rule {self.rule}]"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (self.rule, self.found, self.tensor, self.offset, self.path)
+
+    def located(
+        self,
+        *,
+        tensor: str | None = None,
+        offset: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+    ) -> FormatError:
+        """The same error with what the caller knows of its place, where that was still open."""
+        return FormatError(
+            self.rule,
+            self.found,
+            tensor=self.tensor if self.tensor is not None else tensor,
+            offset=offset if offset is not None else self.offset,
+            path=self.path if self.path is not None else path,
+        )
+
+
+class PartError(FormatError):
+    """A rule is broken inside a part. Codecs raise it; ``offset`` counts from the start of the part.
+
+    :meth:`FormatError.located` turns it into an error with the tensor and the offset in the file.
+
+    Attributes:
+        part: role of the part: ``values``, ``bitmap`` or ``index``.
+    """
+
+    def __init__(self, rule: str, found: str, part: str, offset: int) -> None:
+        super().__init__(rule, found, offset=offset)
+        self.part = part
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return PartError, (self.rule, self.found, self.part, self.offset)
+
+
+def _rebuild(rule: str, found: str, tensor: str | None, offset: int | None, path: str | None) -> FormatError:
+    return FormatError(rule, found, tensor=tensor, offset=offset, path=path)
+
+
+class UnsupportedError(EndorError):
+    """A file, or one tensor of it, may be valid but needs what this build does not have."""
+
+
+class BackendUnavailableError(EndorError):
+    """A codec was asked for by name that is unknown or cannot run on this machine."""
+
+
+class UsageError(EndorError, ValueError):
+    """The request itself cannot be carried out, or only by losing something of the user's."""

@@ -1,0 +1,178 @@
+"""The front door for NumPy: ``safetensors.numpy``, argument for argument, over Endor files.
+
+Plain safetensors files are read too. BF16 and the 8-bit floats come as the types of ``ml_dtypes``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pyendor import atomic, dtypes, file
+from pyendor.encoded import EncodedTensor
+from pyendor.errors import UnsupportedError, UsageError, quote
+from pyendor.file import MIN_SAVING, TensorSource
+from pyendor.reference import Bytes
+
+Array = npt.NDArray[Any]
+
+
+def save_file(
+    tensor_dict: Mapping[str, Array],
+    filename: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    min_saving: float | None = MIN_SAVING,
+) -> None:
+    """Saves arrays as an Endor file, in the order of the mapping; replaces an existing file, all or nothing.
+
+    Args:
+        tensor_dict: arrays by name; any memory layout and byte order.
+        filename: the file to write.
+        metadata: text of your own, kept beside the format's.
+        min_saving: encode a tensor only where that saves this share of its size; None encodes every one
+            that can be.
+
+    Raises:
+        UnsupportedError: an array's dtype has no counterpart in the format.
+    """
+    with atomic.new_file(filename, force=True) as stream:
+        file.write(stream, _sources(tensor_dict), metadata, min_saving=min_saving)
+
+
+def save(
+    tensor_dict: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    min_saving: float | None = MIN_SAVING,
+) -> bytes:
+    """The bytes that :func:`save_file` would write."""
+    stream = io.BytesIO()
+    file.write(stream, _sources(tensor_dict), metadata, min_saving=min_saving)
+    return stream.getvalue()
+
+
+def load_file(filename: str | os.PathLike[str]) -> dict[str, Array]:
+    """Loads all tensors of an Endor or plain safetensors file into new arrays.
+
+    Raises:
+        FormatError: the file breaks a rule.
+        UnsupportedError: it needs what this build does not have, or a type that NumPy does not have.
+    """
+    with safe_open(filename) as opened:
+        return opened.get_tensors()
+
+
+def load(data: bytes) -> dict[str, Array]:
+    """Loads all tensors from the bytes of a file, as :func:`load_file` does."""
+    with file.open_bytes(bytes(data)) as opened:
+        return {name: _array(opened, name) for name in opened.layout.tensors}
+
+
+class safe_open:  # noqa: N801  the name that users of safetensors know
+    """An open file whose tensors are read one by one.
+
+    Args:
+        filename: an Endor or plain safetensors file.
+        framework: ``"np"`` or ``"numpy"``.
+        device: ``"cpu"``.
+        verify: check each tensor's digest when it is read.
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        framework: str = "np",
+        device: str = "cpu",
+        *,
+        verify: bool = False,
+    ) -> None:
+        if framework not in {"np", "numpy"}:
+            raise UsageError(f"framework {quote(framework)}: this is the NumPy front door")
+        if device != "cpu":
+            raise UsageError(f"device {quote(str(device))}: NumPy arrays live on the CPU")
+        self._verify = verify
+        self._file = file.open_file(filename)
+
+    def keys(self) -> list[str]:
+        """Names of all logical tensors, sorted."""
+        return sorted(self._file.layout.tensors)
+
+    def offset_keys(self) -> list[str]:
+        """Names of all logical tensors, in the order of their data."""
+        return list(self._file.layout.tensors)
+
+    def metadata(self) -> dict[str, str] | None:
+        """The text that was saved with the tensors, the format's own left out."""
+        if self._file.layout.header.metadata is None:
+            return None
+        return dict(self._file.layout.metadata)
+
+    def get_tensor(self, name: str) -> Array:
+        """One tensor, decoded into a new array."""
+        return _array(self._file, name, verify=self._verify)
+
+    def get_tensors(self) -> dict[str, Array]:
+        """All tensors, decoded into new arrays."""
+        return {name: self.get_tensor(name) for name in self.offset_keys()}
+
+    def get_encoded(self, name: str) -> EncodedTensor:
+        """One encoded tensor, still compressed."""
+        return self._file.get_encoded(name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def _array(opened: file.File, name: str, *, verify: bool = False) -> Array:
+    tensor = opened.tensor(name)
+    tensor.require_supported()
+    dtype = dtypes.BY_NAME[tensor.dtype].to_numpy()
+    if dtype is None:
+        raise UnsupportedError(f"tensor {quote(name)}: NumPy has no counterpart of {tensor.dtype}")
+    if verify and tensor.meta is not None:
+        encoded = opened.get_encoded(name)
+        encoded.check_digest()
+        data = encoded.decode()
+    else:
+        data = opened.get_bytes(name)
+    try:
+        array = data.view(dtype.newbyteorder("<")).reshape(tensor.shape)
+    except ValueError as error:  # empty, with dimensions that NumPy cannot count
+        raise UnsupportedError(f"tensor {quote(name)}: NumPy refuses its shape: {error}") from error
+    # Bytes handed to load() cannot be written to; what it returns can.
+    return array if array.flags.writeable else array.copy()
+
+
+def _sources(tensors: Mapping[str, Array]) -> list[TensorSource]:
+    return [_source(name, array) for name, array in tensors.items()]
+
+
+def _source(name: str, array: Array) -> TensorSource:
+    dtype = dtypes.from_numpy(array.dtype)
+    if dtype is None:
+        found = f"dtype {array.dtype} has no counterpart in the format"
+        raise UnsupportedError(f"tensor {quote(name)}: {found}")
+    return TensorSource(name, dtype.name, array.shape, array.nbytes, _reader(array))
+
+
+def _reader(array: Array) -> Callable[[], Bytes]:
+    def read() -> Bytes:
+        little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+        return np.ascontiguousarray(little).reshape(-1).view(np.uint8)
+
+    return read

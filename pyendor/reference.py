@@ -1,0 +1,136 @@
+"""The bitmap/raw encoding in plain NumPy (spec 8, rules B): the codec that others are held against.
+
+Dense data and parts are flat ``uint8`` arrays. A codec allocates nothing that the caller should own:
+``count`` tells the size, the caller allocates, ``encode`` and ``decode`` fill. Work goes over blocks in
+batches, so that scratch memory is bounded whatever the size of the tensor.
+
+Decoding never trusts its input, and reads each part once (S-3): the caller passes memory that nobody else
+writes to. An error's offset counts from the start of the part that it names.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pyendor.errors import PartError
+from pyendor.layout import BLOCK, blocks
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+_BATCH = 256  # blocks: a million elements
+
+
+def count(dense: Bytes, itemsize: int) -> int:
+    """The number of stored elements, nnz, of dense data (B-1)."""
+    words = _words(dense, itemsize)
+    step = _BATCH * BLOCK
+    return sum(int(np.count_nonzero(words[start : start + step])) for start in range(0, words.size, step))
+
+
+def encode(dense: Bytes, itemsize: int, values: Bytes, bitmap: Bytes, index: Bytes) -> None:
+    """Fills the parts of dense data; all their lengths are those of ``layout.part_specs``.
+
+    Raises:
+        ValueError: ``values`` has not the length of the data's stored elements.
+    """
+    words = _words(dense, itemsize)
+    stored = _words(values, itemsize)
+    entries = index.view("<i8")
+    entries[:] = 0
+    bitmap[:] = 0
+    rank = 0
+    for first in range(0, words.size, _BATCH * BLOCK):
+        batch = words[first : first + _BATCH * BLOCK]
+        mask = batch != 0
+        found = batch[mask]
+        if rank + found.size > stored.size:
+            raise ValueError("more stored elements than the values part has room for")
+        stored[rank : rank + found.size] = found
+        packed = np.packbits(mask, bitorder="little")
+        bitmap[first // 8 : first // 8 + packed.size] = packed
+        ones = np.add.reduceat(mask, np.arange(0, mask.size, BLOCK), dtype=np.int64)
+        block = first // BLOCK
+        entries[block + 1 : block + 1 + ones.size] = rank + np.cumsum(ones)
+        rank += found.size
+    if stored.size - rank >= max(64 // itemsize, 1):
+        raise ValueError("fewer stored elements than the values part is made for")
+    stored[rank:] = 0
+
+
+def decode(
+    values: Bytes, bitmap: Bytes, index: Bytes, itemsize: int, numel: int, nnz: int, out: Bytes
+) -> None:
+    """Checks the parts (B-3 to B-10) and fills ``out``, numel * itemsize bytes.
+
+    Raises:
+        PartError: a rule is broken. What is in ``out`` then means nothing.
+    """
+    entries = index.view("<i8")
+    stored = _words(values, itemsize)
+    dense = _words(out, itemsize)
+    _check_bitmap_padding(bitmap, numel)
+    _check_index(entries, blocks(numel), nnz)
+    for first in range(0, numel, _BATCH * BLOCK):
+        stop = min(first + _BATCH * BLOCK, numel)
+        mask = np.unpackbits(bitmap[first // 8 : -(-stop // 8)], count=stop - first, bitorder="little").view(
+            np.bool_
+        )
+        block = first // BLOCK
+        _check_ones(mask, entries[block : blocks(stop) + 1], block)
+        start_rank, stop_rank = int(entries[block]), int(entries[blocks(stop)])
+        found = stored[start_rank:stop_rank]
+        if not found.all():
+            at = start_rank + int(np.argmin(found != 0))
+            raise PartError("B-10", f"stored element {at} is zero", "values", at * itemsize)
+        batch = dense[first:stop]
+        batch[:] = 0
+        batch[mask] = found
+    padding = values[nnz * itemsize :]
+    if padding.any():
+        at = nnz * itemsize + int(np.argmax(padding != 0))
+        raise PartError("B-9", f"padding of values has {values[at]:#04x}", "values", at)
+
+
+def _words(data: Bytes, itemsize: int) -> npt.NDArray[Any]:
+    """The same bytes as unsigned integers of the size of an element."""
+    return data.view(f"<u{itemsize}")
+
+
+def _check_bitmap_padding(bitmap: Bytes, numel: int) -> None:
+    used, rest = divmod(numel, 8)
+    tail = bitmap[used:].copy()
+    if rest:
+        tail[0] &= 0xFF << rest & 0xFF
+    if tail.any():
+        at = used + int(np.argmax(tail != 0))
+        found = f"bitmap has a bit set past its {numel} elements"
+        raise PartError("B-3", found, "bitmap", at)
+
+
+def _check_index(entries: npt.NDArray[np.int64], nb: int, nnz: int) -> None:
+    """The index on its own; after this, every entry lies between 0 and nnz."""
+    if entries[0] != 0:
+        raise PartError("B-4", f"index begins with {entries[0]}, not 0", "index", 0)
+    if entries[nb + 1 :].any():
+        at = nb + 1 + int(np.argmax(entries[nb + 1 :] != 0))
+        raise PartError("B-8", f"padding of the index has {entries[at]}", "index", 8 * at)
+    if entries[nb] != nnz:
+        found = f"index ends at {entries[nb]}, nnz is {nnz}"
+        raise PartError("B-7", found, "index", 8 * nb)
+    falls = entries[1 : nb + 1] < entries[:nb]
+    if falls.any():
+        at = 1 + int(np.argmax(falls))
+        found = f"index falls from {entries[at - 1]} to {entries[at]} at block {at}"
+        raise PartError("B-5", found, "index", 8 * at)
+
+
+def _check_ones(mask: npt.NDArray[np.bool_], entries: npt.NDArray[np.int64], block: int) -> None:
+    ones = np.add.reduceat(mask, np.arange(0, mask.size, BLOCK), dtype=np.int64)
+    wrong = np.diff(entries) != ones
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        found = f"block {block + at} has {ones[at]} bits set, its index says {entries[at + 1] - entries[at]}"
+        raise PartError("B-6", found, "index", 8 * (block + at + 1))
