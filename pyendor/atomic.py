@@ -12,11 +12,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from pyendor.errors import UsageError, quote
 
 SUFFIX = ".endor-tmp"
+
+NewDirectory: TypeAlias = contextlib.AbstractContextManager[Path]
 
 
 @contextlib.contextmanager
@@ -30,7 +32,7 @@ def new_file(path: str | os.PathLike[str], *, force: bool) -> Iterator[BinaryIO]
     Raises:
         UsageError: ``path`` exists and ``force`` is False, or it is no regular file.
     """
-    target = Path(path)
+    target = _in_existing_directory(path)
     if os.path.lexists(target):
         if not target.is_file():
             raise UsageError(f"{quote(str(target))} exists and is not a file")
@@ -62,7 +64,7 @@ def new_directory(path: str | os.PathLike[str], *, force: bool) -> Iterator[Path
     Raises:
         UsageError: ``path`` exists and ``force`` is False, or it is no directory.
     """
-    target = Path(path)
+    target = _in_existing_directory(path)
     if os.path.lexists(target):
         if not target.is_dir():
             raise UsageError(f"{quote(str(target))} exists and is not a directory")
@@ -87,6 +89,13 @@ def copy_file(source: Path, target: Path) -> None:
     shutil.copy2(source, target)
     with open(target, "rb") as file:
         os.fsync(file.fileno())
+
+
+def _in_existing_directory(path: str | os.PathLike[str]) -> Path:
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise UsageError(f"{quote(str(target))} cannot be made: its directory does not exist")
+    return target
 
 
 def _swap(temporary: Path, target: Path) -> None:

@@ -21,6 +21,14 @@ LONGEST_WRITTEN_HEADER = 25_000_000
 HIGHEST_RANK = 64
 METADATA_KEY = "__metadata__"
 
+# Files that people have beside safetensors ones. None of them is ever opened further: pickles run code.
+_OTHERS = {
+    b"PK": "a zip archive, as PyTorch's pickled checkpoints are (.bin, .pt, .pth)",
+    b"\x80": "a pickle, as old PyTorch checkpoints are (.bin, .pt, .pth)",
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -70,7 +78,7 @@ def header_length(prefix: bytes, file_length: int) -> int:
     (length,) = struct.unpack("<Q", prefix[:PREFIX])
     if length > LONGEST_HEADER:
         found = f"header length {length} is over the limit of {LONGEST_HEADER} bytes"
-        raise FormatError("C-2", found + "; is this a safetensors file?", offset=0)
+        raise FormatError("C-2", f"{found}: {_looks_like(prefix)}", offset=0)
     if PREFIX + length > file_length:
         found = f"header of {length} bytes does not fit in a file of {file_length}; truncated?"
         raise FormatError("C-3", found, offset=0)
@@ -168,6 +176,13 @@ def build(entries: Iterable[Entry], metadata: Mapping[str, str] | None, alignmen
             f"{LONGEST_WRITTEN_HEADER}; split the tensors over several files [rule W-1]"
         )
     return struct.pack("<Q", len(header)) + header
+
+
+def _looks_like(prefix: bytes) -> str:
+    for magic, what in _OTHERS.items():
+        if prefix.startswith(magic):
+            return f"this is {what}; convert it to safetensors first"
+    return "this is no safetensors file"
 
 
 def _parse_metadata(members: Mapping[str, Any]) -> dict[str, str] | None:

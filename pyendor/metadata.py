@@ -165,7 +165,7 @@ def _check_names(tensors: Mapping[str, TensorMeta]) -> None:
         raise FormatError("T-1", f"{container.METADATA_KEY!r} is no name of a tensor")
     names = sorted(tensors)
     for name in names:
-        inner = belonging(names, name)
+        inner = [f"{name}.{KEY}"] if f"{name}.{KEY}" in tensors else belonging(names, name)
         if inner:
             found = f"the endor object has it beside {quote(name)}, whose part it would be"
             raise FormatError("T-1", found, tensor=inner[0])

@@ -14,11 +14,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pyendor import atomic, dtypes, file
+from pyendor import atomic, dtypes, file, writer
 from pyendor.encoded import EncodedTensor
 from pyendor.errors import UnsupportedError, UsageError, quote
-from pyendor.file import MIN_SAVING, TensorSource
 from pyendor.reference import Bytes
+from pyendor.writer import MIN_SAVING, TensorSource
 
 Array = npt.NDArray[Any]
 
@@ -43,7 +43,7 @@ def save_file(
         UnsupportedError: an array's dtype has no counterpart in the format.
     """
     with atomic.new_file(filename, force=True) as stream:
-        file.write(stream, _sources(tensor_dict), metadata, min_saving=min_saving)
+        writer.write(stream, _sources(tensor_dict), metadata, min_saving=min_saving)
 
 
 def save(
@@ -54,7 +54,7 @@ def save(
 ) -> bytes:
     """The bytes that :func:`save_file` would write."""
     stream = io.BytesIO()
-    file.write(stream, _sources(tensor_dict), metadata, min_saving=min_saving)
+    writer.write(stream, _sources(tensor_dict), metadata, min_saving=min_saving)
     return stream.getvalue()
 
 
@@ -144,12 +144,7 @@ def _array(opened: file.File, name: str, *, verify: bool = False) -> Array:
     dtype = dtypes.BY_NAME[tensor.dtype].to_numpy()
     if dtype is None:
         raise UnsupportedError(f"tensor {quote(name)}: NumPy has no counterpart of {tensor.dtype}")
-    if verify and tensor.meta is not None:
-        encoded = opened.get_encoded(name)
-        encoded.check_digest()
-        data = encoded.decode()
-    else:
-        data = opened.get_bytes(name)
+    data = opened.get_bytes(name, verify=verify)
     try:
         array = data.view(dtype.newbyteorder("<")).reshape(tensor.shape)
     except ValueError as error:  # empty, with dimensions that NumPy cannot count

@@ -1,0 +1,248 @@
+"""Dense to Endor and back: single files and checkpoint directories (spec 11).
+
+One tensor at a time is in memory. The destination appears complete or not at all; the source is only read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pyendor import atomic, checkpoint, file, writer
+from pyendor.checkpoint import CONFIG, DENSE_CONFIG, Checkpoint
+from pyendor.errors import UsageError, quote
+from pyendor.file import File
+from pyendor.writer import MIN_SAVING, Progress
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion has done.
+
+    Attributes:
+        source, destination: file or directory.
+        source_bytes, written_bytes: size of the weights files, headers included.
+        tensors, encoded: number of logical tensors, and how many of them are encoded in the Endor file.
+        left_out: files of the source that were not carried over.
+    """
+
+    source: Path
+    destination: Path
+    source_bytes: int
+    written_bytes: int
+    tensors: int
+    encoded: int
+    left_out: tuple[PurePosixPath, ...] = ()
+
+
+# Writes what an opened file becomes to a path.
+Converter = Callable[[File, Path], None]
+
+
+def compress(
+    source: Path,
+    destination: Path,
+    *,
+    force: bool = False,
+    min_saving: float | None = MIN_SAVING,
+    backend: str | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Writes a dense file or checkpoint directory as Endor.
+
+    Args:
+        source: a safetensors file, or a directory in the layout of Hugging Face libraries.
+        destination: a file, or a directory.
+        force: replace an existing destination.
+        min_saving: encode a tensor only where that saves this share of its size.
+        backend: the codec to use.
+        progress: called with the dense bytes of every tensor written.
+
+    Raises:
+        FormatError: the source breaks a rule.
+        UsageError: the source is Endor already; the destination exists, or lies in the source.
+        OSError: reading or writing failed. The destination is then as it was before.
+    """
+
+    def convert(opened: File, target: Path) -> None:
+        if opened.layout.version is not None:
+            raise UsageError(f"{quote(str(opened.path))} is an Endor file already")
+        with atomic.new_file(target, force=force) as stream:
+            writer.write(
+                stream,
+                opened.sources(),
+                opened.layout.metadata,
+                min_saving=min_saving,
+                backend=backend,
+                progress=progress,
+            )
+
+    if not source.is_dir():
+        return convert_file(source, destination, convert)
+    found = checkpoint.scan(source)
+    if found.is_endor:
+        raise UsageError(f"{quote(str(source))} is an Endor checkpoint already")
+    _check_compressible(found)
+    with beside(source, destination, force=force) as root:
+        totals = convert_weights(found, root, checkpoint.endor_name, convert)
+        for index in found.indices:
+            shutil.copyfile(source / index, root / checkpoint.original_index(index))
+            names = set(checkpoint.read_index(source / index).values())
+            write_index(root, checkpoint.endor_name(index), map(checkpoint.endor_name, names))
+        if PurePosixPath(CONFIG) in found.carried:
+            config = checkpoint.read_config(source / CONFIG)
+            write_text(root / CONFIG, checkpoint.config_text(checkpoint.endor_config(config)))
+            atomic.copy_file(source / CONFIG, root / DENSE_CONFIG)
+        carry(found, root, except_for={CONFIG})
+    return Conversion(source, destination, *totals, found.left_out)
+
+
+def decompress(
+    source: Path,
+    destination: Path,
+    *,
+    force: bool = False,
+    backend: str | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Restores the dense file or checkpoint directory from Endor, bit for bit.
+
+    Arguments and errors are those of :func:`compress`; digests are checked.
+    """
+
+    def convert(opened: File, target: Path) -> None:
+        if opened.layout.version is None:
+            raise UsageError(f"{quote(str(opened.path))} is not an Endor file: nothing to decompress")
+        with atomic.new_file(target, force=force) as stream:
+            writer.write_dense(
+                stream,
+                opened.sources(verify=True, backend=backend),
+                opened.layout.metadata,
+                progress=progress,
+            )
+
+    if not source.is_dir():
+        return convert_file(source, destination, convert)
+    found = checkpoint.scan(source)
+    if not found.is_endor:
+        raise UsageError(f"{quote(str(source))} has dense weights: nothing to decompress")
+    with beside(source, destination, force=force) as root:
+        totals = convert_weights(found, root, checkpoint.dense_name, convert)
+        for index in found.indices:
+            _restore_index(found, index, root)
+        if PurePosixPath(DENSE_CONFIG) in found.carried:
+            atomic.copy_file(source / DENSE_CONFIG, root / CONFIG)
+        elif PurePosixPath(CONFIG) in found.carried:
+            config = checkpoint.dense_config(checkpoint.read_config(source / CONFIG))
+            write_text(root / CONFIG, checkpoint.config_text(config))
+        originals = {str(path) for path in found.carried if checkpoint.is_kept_original(str(path))}
+        carry(found, root, except_for={CONFIG, *originals})
+    return Conversion(source, destination, *totals, found.left_out)
+
+
+# Of a file or several: bytes of the source and of the result, logical tensors, encoded ones.
+Totals = tuple[int, int, int, int]
+
+
+def convert_file(source: Path, destination: Path, convert: Converter) -> Conversion:
+    """Converts a single file to another one."""
+    if destination.is_dir():
+        raise UsageError(f"{quote(str(destination))} is a directory, the source is a file: name a file")
+    if destination.exists() and source.exists() and destination.samefile(source):
+        raise UsageError("source and destination are the same file")
+    return Conversion(source, destination, *_convert_one(source, destination, convert))
+
+
+def convert_weights(
+    found: Checkpoint, root: Path, rename: Callable[[str], str], convert: Converter
+) -> Totals:
+    """Converts all weights files of a checkpoint to files in ``root``, under new names."""
+    totals = (0, 0, 0, 0)
+    for name in found.weights:
+        one = _convert_one(found.root / name, root / rename(name), convert)
+        totals = tuple(map(sum, zip(totals, one, strict=True)))  # type: ignore[assignment]
+    return totals
+
+
+def _convert_one(source: Path, target: Path, convert: Converter) -> Totals:
+    with file.open_file(source) as opened:
+        convert(opened, target)
+        before = opened
+    with file.open_file(target) as after:
+        endor = after if after.layout.version is not None else before
+        encoded = sum(tensor.meta is not None for tensor in endor.layout.tensors.values())
+        sizes = (before.layout.header.file_length, after.layout.header.file_length)
+        return *sizes, len(endor.layout.tensors), encoded
+
+
+def beside(source: Path, destination: Path, *, force: bool) -> atomic.NewDirectory:
+    """The new destination of a conversion that must not touch its source."""
+    inside, outside = source.resolve(), destination.resolve()
+    if inside == outside or inside in outside.parents:
+        raise UsageError("the destination lies in the source; name a directory beside it")
+    if outside in inside.parents:
+        raise UsageError("the source lies in the destination; name a directory beside it")
+    if destination.is_dir() and not _replaceable(destination):
+        raise UsageError(
+            f"{quote(str(destination))} exists and is no model directory: it will not be replaced"
+        )
+    return atomic.new_directory(destination, force=force)
+
+
+def _replaceable(directory: Path) -> bool:
+    """Whether a directory is empty or looks like a model: nothing else is ever removed."""
+    names = os.listdir(directory)
+    return not names or CONFIG in names or any(name.endswith(".safetensors") for name in names)
+
+
+def _check_compressible(found: Checkpoint) -> None:
+    """That the names which the result needs are free, and that the config does not contradict."""
+    names = {str(path) for path in found.carried}
+    taken = names & {DENSE_CONFIG, *map(checkpoint.original_index, found.indices)}
+    if taken:
+        raise UsageError(f"{quote(min(taken))} is in the way: Endor keeps the original under that name")
+    if CONFIG in names:
+        config = checkpoint.quantization(checkpoint.read_config(found.root / CONFIG))
+        if config is not None and config.get("quant_method") == checkpoint.METHOD:
+            raise UsageError(f"{quote(str(found.root / CONFIG))} says that the weights are Endor already")
+
+
+def write_index(root: Path, index: str, names: Iterable[str]) -> None:
+    """Writes the index of weights files that are in ``root`` already."""
+    weight_map: dict[str, str] = {}
+    total = 0
+    for name in sorted(names):
+        with file.open_file(root / name) as opened:
+            for entry in opened.layout.header.entries.values():
+                weight_map[entry.name] = name
+                total += entry.nbytes
+    write_text(root / index, checkpoint.index_text(weight_map, total))
+
+
+def _restore_index(found: Checkpoint, index: str, root: Path) -> None:
+    dense = checkpoint.dense_name(index)
+    original = checkpoint.original_index(dense)
+    if PurePosixPath(original) in found.carried:
+        shutil.copyfile(found.root / original, root / dense)
+        return
+    names = set(checkpoint.read_index(found.root / index).values())
+    write_index(root, dense, map(checkpoint.dense_name, names))
+
+
+def carry(found: Checkpoint, root: Path, *, except_for: set[str]) -> None:
+    """Copies the other files of a checkpoint."""
+    for path in found.carried:
+        if str(path) not in except_for:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            atomic.copy_file(found.root / path, root / path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a new text file, flushed to disk."""
+    with open(path, "x", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())

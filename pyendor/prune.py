@@ -1,0 +1,214 @@
+"""Magnitude pruning: sets the elements that are smallest in magnitude to zero.
+
+It needs no data and is here so that anybody can make a sparse model to try Endor on. It costs quality: at
+50 % a language model gets noticeably worse, far more so than with methods that look at activations, such as
+Wanda (arXiv 2306.11695) and SparseGPT (arXiv 2301.00774), both in llm-compressor. Use those for real work.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pyendor import atomic, checkpoint, convert, dtypes, writer
+from pyendor.checkpoint import CONFIG
+from pyendor.dtypes import DType
+from pyendor.errors import UsageError, quote
+from pyendor.file import File
+from pyendor.reference import Bytes
+from pyendor.writer import Progress, TensorSource
+
+Group = Literal["tensor", "row"]
+
+# Floats whose magnitude is ordered like their bits without the sign. (FNUZ types are not: 0x80 is their NaN.)
+PRUNABLE = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
+CONVERTIBLE = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+# Matrices of numbered layers are pruned; not norms, embeddings, the head, nor what routes to experts.
+SPARED = ("*norm*", "*embed*", "*lm_head*", "*router*", "*.gate.weight")
+_CONFIG_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is to be pruned, and how.
+
+    Attributes:
+        sparsity: share of the elements to set to zero, 0 to 1.
+        group: compare magnitudes over a whole tensor, or within each row.
+        include: globs of tensor names; empty for the default choice.
+        exclude: globs of names to leave alone.
+        dtype: convert all floats of 16 bits and more to this type first, a key of ``CONVERTIBLE``;
+            None leaves them.
+    """
+
+    sparsity: float = 0.5
+    group: Group = "tensor"
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    dtype: str | None = None
+
+    def selects(self, name: str, dtype: str, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor is to be pruned."""
+        if self.result(dtype) not in PRUNABLE or _matches(name, self.exclude):
+            return False
+        if self.include:
+            return _matches(name, self.include)
+        in_a_layer = any(part.isdecimal() for part in name.split("."))
+        return len(shape) >= 2 and in_a_layer and not _matches(name, SPARED)
+
+    def result(self, dtype: str) -> str:
+        """The dtype that a tensor is written in."""
+        return CONVERTIBLE[self.dtype] if self.dtype and dtype in _CONFIG_DTYPES else dtype
+
+
+@dataclass
+class Outcome:
+    """What was pruned.
+
+    Attributes:
+        tensors: names of the pruned tensors.
+        numel, zeros: elements of these, and how many of them are zero now.
+    """
+
+    tensors: list[str] = field(default_factory=list)
+    numel: int = 0
+    zeros: int = 0
+
+
+def prune(
+    source: Path,
+    destination: Path,
+    options: Options,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Writes a pruned dense copy of a file or checkpoint directory.
+
+    Raises:
+        UsageError: no tensor is selected; the source is Endor; and as in :func:`pyendor.convert.compress`.
+    """
+    if not 0 <= options.sparsity <= 1:
+        raise UsageError(f"sparsity {options.sparsity} is not between 0 and 1")
+    _check_source(source, options)
+    outcome = Outcome()
+
+    def write(opened: File, target: Path) -> None:
+        sources = [_pruned(tensor, options, outcome) for tensor in opened.sources()]
+        with atomic.new_file(target, force=force) as stream:
+            writer.write_dense(stream, sources, opened.layout.header.metadata, progress=progress)
+
+    if not source.is_dir():
+        convert.convert_file(source, destination, write)
+        return outcome
+    found = checkpoint.scan(source)
+    with convert.beside(source, destination, force=force) as root:
+        convert.convert_weights(found, root, str, write)
+        for index in found.indices:
+            convert.write_index(root, index, set(checkpoint.read_index(source / index).values()))
+        rewritten = set()
+        if options.dtype is not None and PurePosixPath(CONFIG) in found.carried:
+            config = _with_dtype(checkpoint.read_config(source / CONFIG), options.dtype)
+            convert.write_text(root / CONFIG, checkpoint.config_text(config))
+            rewritten.add(CONFIG)
+        convert.carry(found, root, except_for=rewritten)
+    return outcome
+
+
+def prune_bytes(dense: Bytes, dtype: DType, shape: tuple[int, ...], sparsity: float, group: Group) -> Bytes:
+    """Dense data with floor(sparsity * n) elements of each group of n set to zero.
+
+    Those of smallest magnitude go first, among equals the ones in front; so the result is the same on
+    every machine. NaNs count as largest.
+    """
+    words = dense.view(f"<u{dtype.itemsize}").copy()
+    rows = words.reshape(shape[0], -1) if group == "row" and shape else words.reshape(1, -1)
+    goal = int(Fraction(str(sparsity)) * rows.shape[1])
+    if goal and words.size:
+        step = max(1, _CHUNK // rows.shape[1])
+        for first in range(0, rows.shape[0], step):
+            batch = rows[first : first + step]
+            batch[_smallest(batch & _magnitude_mask(dtype), goal)] = 0
+    return words.view(np.uint8)
+
+
+def _smallest(magnitudes: npt.NDArray[Any], goal: int) -> npt.NDArray[np.bool_]:
+    """Mask of exactly ``goal`` smallest elements of every row."""
+    limit = np.partition(magnitudes, goal - 1, axis=1)[:, goal - 1 : goal]
+    mask = magnitudes < limit
+    missing = goal - mask.sum(axis=1, keepdims=True)
+    equal = magnitudes == limit
+    mask |= equal & (np.cumsum(equal, axis=1) <= missing)
+    return np.asarray(mask)
+
+
+def _magnitude_mask(dtype: DType) -> np.unsignedinteger[Any]:
+    scalar = np.dtype(f"<u{dtype.itemsize}").type
+    mask: np.unsignedinteger[Any] = scalar((1 << (dtype.bits - 1)) - 1)
+    return mask
+
+
+def _pruned(source: TensorSource, options: Options, outcome: Outcome) -> TensorSource:
+    """The same tensor as it is to be written: converted, then pruned."""
+    dtype = dtypes.BY_NAME.get(source.dtype)
+    if dtype is None:
+        return source
+    result = dtypes.BY_NAME[options.result(source.dtype)]
+    selected = options.selects(source.name, source.dtype, source.shape)
+
+    def read() -> Bytes:
+        data = source.checked_read()
+        if dtype != result:
+            data = _converted(data, dtype, result, source.name)
+        if selected:
+            data = prune_bytes(data, result, source.shape, options.sparsity, options.group)
+            words = data.view(f"<u{result.itemsize}")
+            outcome.tensors.append(source.name)
+            outcome.numel += words.size
+            outcome.zeros += words.size - int(np.count_nonzero(words))
+        return data
+
+    nbytes = source.nbytes * 8 // dtype.bits * result.bits // 8
+    return TensorSource(source.name, result.name, source.shape, nbytes, read)
+
+
+def _converted(data: Bytes, dtype: DType, result: DType, name: str) -> Bytes:
+    before, after = dtype.to_numpy(), result.to_numpy()
+    assert before is not None
+    assert after is not None
+    values = data.view(before)
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = values.astype(after)
+    if np.any(np.isfinite(values) & ~np.isfinite(converted)):
+        raise UsageError(f"tensor {quote(name)} has values beyond the range of {result.name}")
+    return converted.view(np.uint8)
+
+
+def _check_source(source: Path, options: Options) -> None:
+    """Fails early, before hours of work, if nothing would be pruned."""
+    some = False
+    for opened in checkpoint.open_all(source):
+        if opened.layout.version is not None:
+            raise UsageError(f"{quote(str(source))} is Endor: decompress it first")
+        tensors = opened.layout.tensors.values()
+        some = some or any(options.selects(t.name, t.dtype, t.shape) for t in tensors)
+    if not some:
+        wanted = ", ".join(map(quote, options.include)) or "the matrices of numbered layers"
+        raise UsageError(f"nothing to prune: no float tensor matches {wanted}; see endor inspect")
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    known = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+    return config | dict.fromkeys(known, _CONFIG_DTYPES[CONVERTIBLE[dtype]])
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,259 @@
+"""What a file or checkpoint holds, and what Endor makes of it: rows, totals, a plot.
+
+Everything here is data; :mod:`pyendor.cli` prints it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pyendor import backends, checkpoint, dtypes, layout
+from pyendor.errors import UnsupportedError
+from pyendor.file import File
+from pyendor.writer import Progress, worth_encoding
+
+_LAYER = re.compile(r"(?:^|\.)([0-9]{1,6})\.")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A logical tensor.
+
+    Attributes:
+        name, dtype, shape: of the tensor.
+        file: name of the file that holds it.
+        encoded: whether it is encoded in that file.
+        numel: number of elements.
+        nnz: number of stored elements; None where this build cannot tell.
+        dense_bytes: its size as it is.
+        stored_bytes: its size in that file, header aside.
+        endor_bytes: its size in an Endor file, header aside; that of the plain tensor if encoding it
+            does not save enough.
+        unsupported: what this build lacks to read it, else None.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    encoded: bool
+    numel: int
+    nnz: int | None
+    dense_bytes: int
+    stored_bytes: int
+    endor_bytes: int
+    unsupported: str | None = None
+
+    @property
+    def sparsity(self) -> float | None:
+        """Share of zero elements."""
+        return 1 - self.nnz / self.numel if self.nnz is not None and self.numel else None
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Bits that an element takes in an Endor file, header aside."""
+        return 8 * self.endor_bytes / self.numel if self.numel else None
+
+    @property
+    def saving(self) -> float:
+        """Share of the dense size that an Endor file saves."""
+        return 1 - self.endor_bytes / self.dense_bytes if self.dense_bytes else 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """All tensors of a file or checkpoint.
+
+    Attributes:
+        path: what was inspected.
+        version: format version of its Endor files; None if it is dense.
+        rows: its tensors.
+        file_bytes: size of its weights files, headers included.
+    """
+
+    path: str
+    version: str | None
+    rows: tuple[Row, ...]
+    file_bytes: int
+
+    @property
+    def numel(self) -> int:
+        """Elements of all tensors."""
+        return sum(row.numel for row in self.rows)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Dense size of all tensors."""
+        return sum(row.dense_bytes for row in self.rows)
+
+    @property
+    def header_bytes(self) -> int:
+        """What the files hold besides tensors."""
+        return self.file_bytes - sum(row.stored_bytes for row in self.rows)
+
+    @property
+    def endor_bytes(self) -> int:
+        """Size of the Endor files: measured if it is Endor, else estimated."""
+        if self.version is not None:
+            return self.file_bytes
+        return sum(row.endor_bytes for row in self.rows) + self.header_bytes
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether any tensor gains from being encoded."""
+        return any(row.encoded or row.endor_bytes < row.dense_bytes for row in self.rows)
+
+    @property
+    def encoded_bits_per_weight(self) -> float | None:
+        """Bits per element of the encoded tensors, the whole header of their files charged to them."""
+        rows = [row for row in self.rows if row.encoded]
+        numel = sum(row.numel for row in rows)
+        if not numel:
+            return None
+        return 8 * (sum(row.stored_bytes for row in rows) + self.header_bytes) / numel
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        rows = [
+            asdict(row)
+            | {"sparsity": row.sparsity, "bits_per_weight": row.bits_per_weight, "saving": row.saving}
+            for row in self.rows
+        ]
+        return {
+            "path": self.path,
+            "version": self.version,
+            "file_bytes": self.file_bytes,
+            "dense_bytes": self.dense_bytes,
+            "endor_bytes": self.endor_bytes,
+            "encoded_bits_per_weight": self.encoded_bits_per_weight,
+            "worth_encoding": self.worth_it,
+            "tensors": rows,
+        }
+
+
+def inspect(path: Path, *, backend: str | None = None, progress: Progress | None = None) -> Report:
+    """Reads what a file or checkpoint holds; plain tensors are read whole, to count their zeros.
+
+    Raises:
+        FormatError: a header breaks a rule. (What encoded tensors hold is not looked at.)
+        UsageError: there are no weights at ``path``.
+    """
+    rows: list[Row] = []
+    version = None
+    size = 0
+    for opened in checkpoint.open_all(path):
+        version = opened.layout.version or version
+        size += opened.layout.header.file_length
+        for tensor in opened.layout.tensors.values():
+            rows.append(_row(opened, tensor, backend))
+            if progress is not None:
+                progress(rows[-1].dense_bytes)
+    return Report(str(path), version, tuple(rows), size)
+
+
+def _row(opened: File, tensor: layout.Tensor, backend: str | None) -> Row:
+    name = os.path.basename(opened.path or "")
+    stored = tensor.stored_nbytes
+    if tensor.unsupported is not None:
+        return Row(
+            name=tensor.name,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            file=name,
+            encoded=tensor.meta is not None,
+            numel=tensor.numel,
+            nnz=None,
+            dense_bytes=stored,
+            stored_bytes=stored,
+            endor_bytes=stored,
+            unsupported=tensor.unsupported,
+        )
+    nnz: int | None = None
+    endor = stored
+    if tensor.meta is not None:
+        nnz = tensor.meta.nnz
+    elif dtypes.BY_NAME[tensor.dtype].encodable:
+        itemsize = dtypes.BY_NAME[tensor.dtype].itemsize
+        nnz = backends.get(backend).count(opened.get_bytes(tensor.name), itemsize)
+        specs = layout.part_specs(tensor.dtype, tensor.numel, nnz)
+        if worth_encoding(tensor.shape, tensor.nbytes, specs):
+            endor = sum(spec.nbytes for spec in specs)
+    return Row(
+        name=tensor.name,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        file=name,
+        encoded=tensor.meta is not None,
+        numel=tensor.numel,
+        nnz=nnz,
+        dense_bytes=tensor.nbytes,
+        stored_bytes=stored,
+        endor_bytes=endor,
+    )
+
+
+def plot(report: Report, path: Path) -> None:
+    """Draws sparsity and size by layer.
+
+    Raises:
+        UnsupportedError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        message = "--plot needs matplotlib: pip install 'pyendor[plot]'"
+        raise UnsupportedError(message) from error
+    layers = by_layer(report.rows)
+    names = list(layers)
+    places = range(len(names))
+    figure = Figure(figsize=(max(6.4, 0.32 * len(names) + 2), 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
+    above.bar(places, [100 * (layer.sparsity or 0) for layer in layers.values()], color="#5b8def")
+    above.set_ylabel("zeros, %")
+    above.set_ylim(0, 100)
+    above.set_title(f"{os.path.basename(os.path.normpath(report.path))}: sparsity and size by layer")
+    mib = 1 << 20
+    dense = [layer.dense_bytes / mib for layer in layers.values()]
+    endor = [layer.endor_bytes / mib for layer in layers.values()]
+    below.bar(places, dense, color="#d7dce5", label="dense")
+    below.bar(places, endor, color="#2f9e6e", width=0.5, label="Endor")
+    below.set_ylabel("MiB")
+    below.set_xticks(list(places), names, rotation=90 if len(names) > 12 else 0)
+    below.legend(frameon=False)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def by_layer(rows: Sequence[Row]) -> dict[str, Row]:
+    """Rows summed up by the number of their layer; what is in no layer comes last, as ``other``."""
+    groups: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        match = _LAYER.search(row.name)
+        groups[match[1] if match else "other"].append(row)
+    ordered = sorted(groups, key=lambda key: (key == "other", int(key) if key != "other" else 0))
+    return {key: _sum(key, groups[key]) for key in ordered}
+
+
+def _sum(name: str, rows: Sequence[Row]) -> Row:
+    counted = [row for row in rows if row.nnz is not None]
+    return Row(
+        name=name,
+        dtype="",
+        shape=(),
+        file="",
+        encoded=any(row.encoded for row in rows),
+        numel=sum(row.numel for row in counted),
+        nnz=sum(row.nnz or 0 for row in counted),
+        dense_bytes=sum(row.dense_bytes for row in rows),
+        stored_bytes=sum(row.stored_bytes for row in rows),
+        endor_bytes=sum(row.endor_bytes for row in rows),
+    )

@@ -1,0 +1,199 @@
+"""Tensors into the bytes of a file: the canonical Endor form (spec 10, rules W), and plain safetensors.
+
+Both go to a stream that the caller opens, so that :mod:`pyendor.atomic` can make it all or nothing, and
+hold one tensor at a time in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import BinaryIO
+
+from pyendor import backends, container, dtypes, layout, metadata
+from pyendor.container import Entry
+from pyendor.encoded import DIGEST, EncodedTensor
+from pyendor.errors import UsageError, quote
+from pyendor.layout import ALIGNMENT, PartSpec
+from pyendor.metadata import TensorMeta
+from pyendor.reference import Bytes
+
+MIN_SAVING = 0.05
+HEADER_SHARE = 512  # bytes of header that W-7 counts for an encoded tensor
+DENSE_ALIGNMENT = 8  # what the safetensors package pads a header to
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """A dense tensor that is to be written, its data read only when it is needed.
+
+    Attributes:
+        name, dtype, shape: as in a safetensors header.
+        nbytes: its dense size.
+        read: gives its data, ``uint8 [nbytes]``; called up to twice, with the same result.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    read: Callable[[], Bytes]
+
+    def checked_read(self) -> Bytes:
+        """The data, of the right length."""
+        data = self.read()
+        if data.size != self.nbytes:
+            found = f"has {data.size} bytes of data, expected {self.nbytes}"
+            raise UsageError(f"tensor {quote(self.name)} {found}")
+        return data
+
+
+def write(
+    stream: BinaryIO,
+    sources: Sequence[TensorSource],
+    user_metadata: Mapping[str, str] | None = None,
+    *,
+    min_saving: float | None = MIN_SAVING,
+    progress: Progress | None = None,
+    backend: str | None = None,
+) -> None:
+    """Writes the canonical Endor file of these tensors in this order (spec 10).
+
+    Two passes over the tensors, one at a time in memory: the header stands first in the file, and its length
+    depends on what will be encoded.
+
+    Args:
+        stream: seekable; written from its present position on.
+        sources: the tensors; names are unique.
+        user_metadata: for ``__metadata__``; ``format`` is ``pt`` unless given here.
+        min_saving: encode a tensor only where that saves this share of its size (W-7); None encodes
+            every tensor that can be.
+        progress: called with dense bytes as they are done, half of them in each pass.
+        backend: the codec to use.
+    """
+    plan = _plan(sources, min_saving, backend, progress)
+    encoded = [source for source in sources if source.name in plan]
+    plain = sorted((source for source in sources if source.name not in plan), key=_bits, reverse=True)
+    entries = _place(
+        [physical for source in encoded for physical in _parts(source, plan[source.name])]
+        + [(source.name, source.dtype, source.shape, source.nbytes) for source in plain]
+    )
+    members = {"format": "pt"} | dict(user_metadata or {})
+    start = stream.tell()
+    header = container.build(entries, members | {metadata.KEY: metadata.build(plan)}, ALIGNMENT)
+    stream.write(header)
+    for source in encoded:
+        tensor = EncodedTensor.encode(
+            source.name, source.dtype, source.shape, source.checked_read(), backend=backend
+        )
+        if tensor.nnz != plan[source.name].nnz:
+            raise UsageError(f"tensor {quote(source.name)} changed while it was being written")
+        plan[source.name] = tensor.meta
+        for part in tensor.parts.values():
+            stream.write(part.data)
+        _report(progress, source.nbytes - source.nbytes // 2)
+    for source in plain:
+        stream.write(source.checked_read().data)
+        _report(progress, source.nbytes - source.nbytes // 2)
+    # Only now are the digests known; they take the place of others of the same length.
+    end = stream.tell()
+    stream.seek(start)
+    stream.write(container.build(entries, members | {metadata.KEY: metadata.build(plan)}, ALIGNMENT))
+    stream.seek(end)
+
+
+def write_dense(
+    stream: BinaryIO,
+    sources: Sequence[TensorSource],
+    user_metadata: Mapping[str, str] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Writes a plain safetensors file, laid out as the safetensors package does it.
+
+    So the dense file that a checkpoint came from, if that package wrote it, comes back byte for byte.
+    """
+    rank = {dtype.name: place for place, dtype in enumerate(dtypes.TABLE)}
+    ordered = sorted(sources, key=lambda source: (-rank.get(source.dtype, -1), source.name))
+    entries = _place((s.name, s.dtype, s.shape, s.nbytes) for s in ordered)
+    stream.write(container.build(entries, user_metadata, DENSE_ALIGNMENT))
+    for source in ordered:
+        stream.write(source.checked_read().data)
+        _report(progress, source.nbytes)
+
+
+def worth_encoding(
+    shape: tuple[int, ...],
+    nbytes: int,
+    specs: Sequence[PartSpec],
+    min_saving: float | None = MIN_SAVING,
+) -> bool:
+    """Whether a tensor of this shape and dense size is encoded, given its parts (W-7)."""
+    if shape == (specs[0].length,):
+        return False  # T-5
+    if min_saving is None:
+        return True
+    # Exact arithmetic: the same decision on every machine, at the very edge too.
+    stored = sum(spec.nbytes for spec in specs) + HEADER_SHARE
+    return stored <= nbytes * (1 - Fraction(str(min_saving)))
+
+
+def _plan(
+    sources: Sequence[TensorSource],
+    min_saving: float | None,
+    backend: str | None,
+    progress: Progress | None,
+) -> dict[str, TensorMeta]:
+    """The tensors to encode (W-7), with digests yet to be filled in."""
+    names = sorted(source.name for source in sources)
+    taken = set(names)
+    if len(taken) != len(names):
+        raise UsageError("two tensors have the same name")
+    codec = backends.get(backend)
+    plan = {}
+    for source in sources:
+        _report(progress, source.nbytes // 2)
+        dtype = dtypes.BY_NAME.get(source.dtype)
+        if dtype is None or not dtype.encodable:
+            continue
+        if f"{source.name}.{metadata.KEY}" in taken or metadata.belonging(names, source.name):
+            continue  # another tensor would be taken for a part of this one, or share its parts (T-1)
+        numel = container.numel(source.shape)
+        nnz = codec.count(source.checked_read(), dtype.itemsize)
+        specs = layout.part_specs(source.dtype, numel, nnz)
+        if worth_encoding(source.shape, source.nbytes, specs, min_saving):
+            digest = f"{DIGEST}:{'0' * 16}"
+            plan[source.name] = TensorMeta(source.dtype, source.shape, "bitmap", "raw", nnz, digest)
+    return plan
+
+
+_Physical = tuple[str, str, tuple[int, ...], int]
+
+
+def _parts(source: TensorSource, meta: TensorMeta) -> list[_Physical]:
+    assert meta.nnz is not None
+    specs = layout.part_specs(meta.dtype, meta.numel, meta.nnz)
+    return [(spec.name(source.name), spec.dtype, (spec.length,), spec.nbytes) for spec in specs]
+
+
+def _place(tensors: Iterable[_Physical]) -> list[Entry]:
+    """Entries one behind the other, from offset 0 of the data section on."""
+    entries = []
+    at = 0
+    for name, dtype, shape, nbytes in tensors:
+        entries.append(Entry(name, dtype, shape, at, at + nbytes))
+        at += nbytes
+    return entries
+
+
+def _bits(source: TensorSource) -> int:
+    dtype = dtypes.BY_NAME.get(source.dtype)
+    return dtype.bits if dtype is not None else 0
+
+
+def _report(progress: Progress | None, done: int) -> None:
+    if progress is not None:
+        progress(done)
