@@ -9,7 +9,7 @@ import functools
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
@@ -41,7 +41,7 @@ from pyendor.errors import (
     quote,
 )
 from pyendor.metadata import LOWEST_VERSION
-from pyendor.report import Report
+from pyendor.report import Report, Row
 
 P = ParamSpec("P")
 
@@ -187,6 +187,9 @@ def inspect(
         Path | None,
         typer.Option(metavar="FILE.png", help="Draw sparsity and size by layer (needs matplotlib)."),
     ] = None,
+    by_layer: Annotated[
+        bool, typer.Option("--by-layer", help="Show a row for each layer, not for each tensor.")
+    ] = False,
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
@@ -201,7 +204,8 @@ def inspect(
     if as_json:
         _print_json(found.to_json())
         return
-    _print_report(found)
+    _print_rows(list(report.by_layer(found.rows).values()) if by_layer else found.rows, by_layer)
+    _print_totals(found)
 
 
 @app.command(name="verify")
@@ -352,28 +356,33 @@ def _print_conversion(done: Conversion, as_json: bool) -> None:
         out.print(f"left out: {escape(quote(str(path)))}")
 
 
-def _print_report(found: Report) -> None:
-    out = _out()
+def _print_rows(rows: Sequence[Row], by_layer: bool) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("tensor", overflow="fold")
-    for column in ("dtype", "shape"):
-        table.add_column(column)
+    table.add_column("layer" if by_layer else "tensor", overflow="fold")
+    for column in ("dtype", "shape") if not by_layer else ("weights",):
+        table.add_column(column, justify="right" if by_layer else "left")
     for column in ("zeros", "bits/weight", "saving"):
         table.add_column(column, justify="right")
-    for row in found.rows:
-        if row.unsupported is not None:
-            cells = ["", "", f"unsupported: {row.unsupported}"]
-        else:
-            bits = "" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}"
-            saves = row.encoded or row.endor_bytes < row.dense_bytes
-            cells = [
-                "" if row.sparsity is None else f"{100 * row.sparsity:.1f} %",
-                bits,
-                f"{100 * row.saving:.1f} %" if saves else "plain",
-            ]
-        shape = "×".join(map(str, row.shape)) or "scalar"
-        table.add_row(*map(escape, [quote(row.name)[1:-1], row.dtype, shape, *cells]))
-    out.print(table)
+    for row in rows:
+        name = quote(row.name)[1:-1]
+        what = [f"{row.numel:,}"] if by_layer else [row.dtype, "×".join(map(str, row.shape)) or "scalar"]
+        table.add_row(*map(escape, [name, *what, *_figures(row)]))
+    _out().print(table)
+
+
+def _figures(row: Row) -> list[str]:
+    if row.unsupported is not None:
+        return ["", "", f"unsupported: {row.unsupported}"]
+    saves = row.encoded or row.endor_bytes < row.dense_bytes
+    return [
+        "" if row.sparsity is None else f"{100 * row.sparsity:.1f} %",
+        "" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
+        f"{100 * row.saving:.1f} %" if saves else "plain",
+    ]
+
+
+def _print_totals(found: Report) -> None:
+    out = _out()
     kind = f"Endor {found.version}" if found.version is not None else "dense"
     saved = max(0.0, 1 - found.endor_bytes / found.dense_bytes) if found.dense_bytes else 0.0
     size = "Endor size" if found.version is not None else "as Endor it would take"

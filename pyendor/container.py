@@ -78,10 +78,10 @@ def header_length(prefix: bytes, file_length: int) -> int:
     (length,) = struct.unpack("<Q", prefix[:PREFIX])
     if length > LONGEST_HEADER:
         found = f"header length {length} is over the limit of {LONGEST_HEADER} bytes"
-        raise FormatError("C-2", f"{found}: {_looks_like(prefix)}", offset=0)
+        raise FormatError("C-2", f"{found}: {_looks_like(prefix) or 'this is no safetensors file'}", offset=0)
     if PREFIX + length > file_length:
-        found = f"header of {length} bytes does not fit in a file of {file_length}; truncated?"
-        raise FormatError("C-3", found, offset=0)
+        found = f"header of {length} bytes does not fit in a file of {file_length}"
+        raise FormatError("C-3", f"{found}: {_looks_like(prefix) or 'is it truncated?'}", offset=0)
     return int(length)
 
 
@@ -179,10 +179,9 @@ def build(entries: Iterable[Entry], metadata: Mapping[str, str] | None, alignmen
 
 
 def _looks_like(prefix: bytes) -> str:
-    for magic, what in _OTHERS.items():
-        if prefix.startswith(magic):
-            return f"this is {what}; convert it to safetensors first"
-    return "this is no safetensors file"
+    """What another kind of file is, and what to do; empty if it is none that people confuse."""
+    known = [what for magic, what in _OTHERS.items() if prefix.startswith(magic)]
+    return f"this is {known[0]}; convert it to safetensors first" if known else ""
 
 
 def _parse_metadata(members: Mapping[str, Any]) -> dict[str, str] | None:

