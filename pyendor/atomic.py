@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -39,19 +39,19 @@ def new_file(path: str | os.PathLike[str], *, force: bool) -> Iterator[BinaryIO]
         if not force:
             raise UsageError(f"{quote(str(target))} exists; --force (force=True) replaces it")
         target = target.resolve()  # a link stays a link: what it points to is replaced
-    with tempfile.NamedTemporaryFile(
-        dir=target.parent, prefix=f".{target.name[:200]}.", suffix=SUFFIX, delete=False
-    ) as file:
-        try:
-            yield file  # type: ignore[misc]
+    # The name is known before the file is there: whenever an interrupt comes, it is removed.
+    temporary = _beside(target)
+    try:
+        with open(temporary, "xb") as file:
+            yield file
             file.flush()
-            os.chmod(file.name, _mode_of(target))
+            if target.exists():
+                os.chmod(temporary, target.stat().st_mode & 0o7777)
             os.fsync(file.fileno())
-            _rename(file.name, target, replace=force)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(file.name)
-            raise
+        _rename(temporary, target, replace=force)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync_directory(target.parent)
 
 
@@ -71,9 +71,11 @@ def new_directory(path: str | os.PathLike[str], *, force: bool) -> Iterator[Path
         if not force and any(target.iterdir()):
             raise UsageError(f"{quote(str(target))} exists; --force (force=True) replaces it")
         target = target.resolve()
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:200]}.", suffix=SUFFIX))
+        if target == Path.cwd():
+            raise UsageError("the current directory cannot be replaced; name one inside or beside it")
+    temporary = _beside(target)
     try:
-        temporary.chmod(0o777 & ~_umask())
+        temporary.mkdir()
         yield temporary
         for directory, _, _ in os.walk(temporary, topdown=False):
             _sync_directory(Path(directory))
@@ -103,18 +105,22 @@ def _swap(temporary: Path, target: Path) -> None:
     if not target.exists():
         os.rename(temporary, target)
         return
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:200]}.", suffix=".old"))
-    os.rename(target, aside / "old")
+    aside = _beside(target)
+    os.rename(target, aside)
     try:
         os.rename(temporary, target)
     except BaseException:
-        os.rename(aside / "old", target)
-        aside.rmdir()
+        os.rename(aside, target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _rename(source: str, target: Path, *, replace: bool) -> None:
+def _beside(target: Path) -> Path:
+    """A name in the same directory that nothing has yet."""
+    return target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}{SUFFIX}")
+
+
+def _rename(source: Path, target: Path, *, replace: bool) -> None:
     """Renames; without ``replace``, fails if somebody else has made the target in the meantime."""
     if replace:
         os.replace(source, target)
@@ -128,20 +134,7 @@ def _rename(source: str, target: Path, *, replace: bool) -> None:
             raise UsageError(f"{quote(str(target))} was made by somebody else meanwhile") from None
         os.replace(source, target)
         return
-    os.unlink(source)
-
-
-def _mode_of(target: Path) -> int:
-    try:
-        return target.stat().st_mode & 0o7777
-    except FileNotFoundError:
-        return 0o666 & ~_umask()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    source.unlink()
 
 
 def _sync_directory(path: Path) -> None:

@@ -227,6 +227,14 @@ def test_destination_that_exists(sharded: Path, tmp_path: Path) -> None:
     refused(shard, sharded / "tokenizer.json", "--force")
 
 
+def test_the_current_directory_is_not_pulled_away(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    refused(sharded, Path("."), "current directory")
+
+
 def test_config_in_the_way(sharded: Path, tmp_path: Path) -> None:
     (sharded / "config.dense.json").write_text("{}")
     refused(sharded, tmp_path / "x", "in the way")
@@ -335,9 +343,12 @@ def test_failing_to_swap_puts_the_old_directory_back(
     convert.compress(sharded, target)
     before = tree(tmp_path)
     real = os.rename
-    monkeypatch.setattr(
-        os, "rename", lambda a, b: real(a, b) if ".endor-tmp" not in str(a) else os.stat("/missing")
-    )
+    steps = iter([real, lambda a, b: os.stat("/missing"), real])
+
+    def rename(a: Path, b: Path) -> None:
+        next(steps)(a, b)
+
+    monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(FileNotFoundError):
         convert.compress(sharded, target, force=True)
     assert tree(tmp_path) == before
