@@ -34,8 +34,10 @@ class Codec(Protocol):
         numel: int,
         nnz: int,
         out: Bytes,
+        first: int = 0,
+        stop: int | None = None,
     ) -> None:
-        """Parts, checked, into dense data."""
+        """A range of blocks of parts, checked, into dense data."""
 
 
 TABLE: dict[str, Codec] = {"reference": reference}

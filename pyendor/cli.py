@@ -216,12 +216,16 @@ def verify_command(
         Path | None,
         typer.Option(metavar="DENSE", help="Also compare with this model, bit for bit."),
     ] = None,
+    digests: Annotated[bool, typer.Option(help="Check the digests of tensors too.")] = True,
+    sums: Annotated[
+        bool, typer.Option("--sums", help="Print the SHA-256 of every tensor's dense bytes.")
+    ] = False,
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
     """Check every rule of the format and every digest, and name all that is wrong."""
     with _progress("verifying", path) as progress:
-        checked = verify.verify(path, backend=backend, progress=progress)
+        checked = verify.verify(path, check_digests=digests, sums=sums, backend=backend, progress=progress)
     problems = checked.problems
     compared = against is not None and not problems
     if against is not None and compared:
@@ -232,6 +236,8 @@ def verify_command(
         members["against"] = str(against) if compared else None
         _print_json({"ok": not problems} | members)
     else:
+        for one in checked.sums:
+            print(f"{one.sha256}  {quote(one.name)[1:-1]}")
         for problem in problems:
             _err().print(f"[bold red]{problem.kind}[/] {escape(_located(problem))}")
         _out().print(

@@ -98,15 +98,30 @@ class EncodedTensor:
         Raises:
             FormatError: the parts break a rule of section 8. ``out`` then holds nothing of use.
         """
+        return self.decode_blocks(0, layout.blocks(self.meta.numel), out, backend=backend)
+
+    def decode_blocks(
+        self, first: int, stop: int, out: Bytes | None = None, *, backend: str | None = None
+    ) -> Bytes:
+        """The dense data of the blocks ``first`` to ``stop - 1``, in ``out`` if it is given (B-11).
+
+        Raises:
+            FormatError: what was read breaks a rule of section 8. ``out`` then holds nothing of use.
+        """
+        nb = layout.blocks(self.meta.numel)
+        if not 0 <= first <= stop <= nb:
+            raise ValueError(f"blocks {first} to {stop} of a tensor of {nb}")
         codec = backends.get(backend)
-        if out is None:
-            out = np.empty(self.dense_nbytes, np.uint8)
-        elif out.dtype != np.uint8 or out.shape != (self.dense_nbytes,) or not out.flags.c_contiguous:
-            raise ValueError(f"out must be a contiguous uint8 array of shape ({self.dense_nbytes},)")
         itemsize = dtypes.BY_NAME[self.dtype].itemsize
+        size = (min(stop * layout.BLOCK, self.meta.numel) - first * layout.BLOCK) * itemsize
+        size = max(size, 0)
+        if out is None:
+            out = np.empty(size, np.uint8)
+        elif out.dtype != np.uint8 or out.shape != (size,) or not out.flags.c_contiguous:
+            raise ValueError(f"out must be a contiguous uint8 array of shape ({size},)")
         values, bitmap, index = (self.parts[role] for role in ("values", "bitmap", "index"))
         try:
-            codec.decode(values, bitmap, index, itemsize, self.meta.numel, self.nnz, out)
+            codec.decode(values, bitmap, index, itemsize, self.meta.numel, self.nnz, out, first, stop)
         except PartError as error:
             offset = (error.offset or 0) + self.offsets[error.part] if self.offsets else None
             raise error.located(tensor=self.name, offset=offset, path=self.path) from None

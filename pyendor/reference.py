@@ -61,35 +61,48 @@ def encode(dense: Bytes, itemsize: int, values: Bytes, bitmap: Bytes, index: Byt
 
 
 def decode(
-    values: Bytes, bitmap: Bytes, index: Bytes, itemsize: int, numel: int, nnz: int, out: Bytes
+    values: Bytes,
+    bitmap: Bytes,
+    index: Bytes,
+    itemsize: int,
+    numel: int,
+    nnz: int,
+    out: Bytes,
+    first: int = 0,
+    stop: int | None = None,
 ) -> None:
-    """Checks the parts (B-3 to B-10) and fills ``out``, numel * itemsize bytes.
+    """Checks the blocks ``first`` to ``stop - 1`` of a tensor and fills ``out`` with their elements (B-11).
+
+    Without ``first`` and ``stop`` these are all blocks, and all of B-3 to B-10 is checked.
 
     Raises:
         PartError: a rule is broken. What is in ``out`` then means nothing.
     """
+    nb = blocks(numel)
+    stop = nb if stop is None else stop
     entries = index.view("<i8")
     stored = _words(values, itemsize)
     dense = _words(out, itemsize)
-    _check_bitmap_padding(bitmap, numel)
-    _check_index(entries, blocks(numel), nnz)
-    for first in range(0, numel, _BATCH * BLOCK):
-        stop = min(first + _BATCH * BLOCK, numel)
-        mask = np.unpackbits(bitmap[first // 8 : -(-stop // 8)], count=stop - first, bitorder="little").view(
-            np.bool_
-        )
-        block = first // BLOCK
-        _check_ones(mask, entries[block : blocks(stop) + 1], block)
-        start_rank, stop_rank = int(entries[block]), int(entries[blocks(stop)])
-        found = stored[start_rank:stop_rank]
+    if stop == nb:
+        _check_bitmap_padding(bitmap, numel)
+    _check_index(entries, nb, nnz, first, stop)
+    for start in range(first, stop, _BATCH):
+        end = min(start + _BATCH, stop)
+        lowest, highest = start * BLOCK, min(end * BLOCK, numel)
+        mask = np.unpackbits(
+            bitmap[lowest // 8 : -(-highest // 8)], count=highest - lowest, bitorder="little"
+        ).view(np.bool_)
+        _check_ones(mask, entries[start : end + 1], start)
+        rank = int(entries[start])
+        found = stored[rank : int(entries[end])]
         if not found.all():
-            at = start_rank + int(np.argmin(found != 0))
+            at = rank + int(np.argmin(found != 0))
             raise PartError("B-10", f"stored element {at} is zero", "values", at * itemsize)
-        batch = dense[first:stop]
+        batch = dense[lowest - first * BLOCK : highest - first * BLOCK]
         batch[:] = 0
         batch[mask] = found
     padding = values[nnz * itemsize :]
-    if padding.any():
+    if stop == nb and padding.any():
         at = nnz * itemsize + int(np.argmax(padding != 0))
         raise PartError("B-9", f"padding of values has {values[at]:#04x}", "values", at)
 
@@ -110,21 +123,25 @@ def _check_bitmap_padding(bitmap: Bytes, numel: int) -> None:
         raise PartError("B-3", found, "bitmap", at)
 
 
-def _check_index(entries: npt.NDArray[np.int64], nb: int, nnz: int) -> None:
-    """The index on its own; after this, every entry lies between 0 and nnz."""
+def _check_index(entries: npt.NDArray[np.int64], nb: int, nnz: int, first: int, stop: int) -> None:
+    """The index on its own; after this, the entries of the blocks lie between 0 and nnz and do not fall."""
     if entries[0] != 0:
         raise PartError("B-4", f"index begins with {entries[0]}, not 0", "index", 0)
-    if entries[nb + 1 :].any():
+    if stop == nb and entries[nb + 1 :].any():
         at = nb + 1 + int(np.argmax(entries[nb + 1 :] != 0))
         raise PartError("B-8", f"padding of the index has {entries[at]}", "index", 8 * at)
     if entries[nb] != nnz:
         found = f"index ends at {entries[nb]}, nnz is {nnz}"
         raise PartError("B-7", found, "index", 8 * nb)
-    falls = entries[1 : nb + 1] < entries[:nb]
+    falls = entries[first + 1 : stop + 1] < entries[first:stop]
     if falls.any():
-        at = 1 + int(np.argmax(falls))
+        at = first + 1 + int(np.argmax(falls))
         found = f"index falls from {entries[at - 1]} to {entries[at]} at block {at}"
         raise PartError("B-5", found, "index", 8 * at)
+    for at in (first, stop):  # the ends of a range that does not fall
+        if not 0 <= entries[at] <= nnz:
+            found = f"index has {entries[at]} at block {at}, not within 0 and nnz, {nnz}"
+            raise PartError("B-5", found, "index", 8 * at)
 
 
 def _check_ones(mask: npt.NDArray[np.bool_], entries: npt.NDArray[np.int64], block: int) -> None:

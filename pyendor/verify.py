@@ -5,15 +5,17 @@ Unlike reading, this does not stop at the first fault: everything that is wrong 
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from pyendor import checkpoint, file
-from pyendor.errors import EndorError, FormatError, UnsupportedError
+from pyendor.errors import FormatError, UnsupportedError
 from pyendor.file import File
+from pyendor.layout import Tensor
 from pyendor.writer import Progress
 
 
@@ -37,26 +39,48 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Sum:
+    """A tensor that decodes, and the SHA-256 of its dense bytes, however they are stored."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+@dataclass
 class Verification:
     """What was checked, and what was found.
 
     Attributes:
-        files, tensors, encoded, digests: how many were looked at; ``digests`` of them match.
+        files, tensors, encoded: how many were looked at.
+        digests: how many were checked and match.
         problems: empty if all is well.
+        sums: of all tensors that decode, if they were asked for.
     """
 
-    files: int
-    tensors: int
-    encoded: int
-    digests: int
-    problems: tuple[Problem, ...]
+    files: int = 0
+    tensors: int = 0
+    encoded: int = 0
+    digests: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    sums: list[Sum] = field(default_factory=list)
 
 
-def verify(path: Path, *, backend: str | None = None, progress: Progress | None = None) -> Verification:
+def verify(
+    path: Path,
+    *,
+    check_digests: bool = True,
+    sums: bool = False,
+    backend: str | None = None,
+    progress: Progress | None = None,
+) -> Verification:
     """Checks a file or a checkpoint directory.
 
     Args:
         path: Endor or plain safetensors.
+        check_digests: also check D-2; a digest that this build cannot check is then a problem (D-4).
+        sums: also compute the SHA-256 of every tensor's dense bytes.
         backend: the codec to use.
         progress: called with the dense bytes of every tensor checked.
 
@@ -64,36 +88,35 @@ def verify(path: Path, *, backend: str | None = None, progress: Progress | None 
         UsageError: there are no weights at ``path``.
         OSError: it cannot be read.
     """
-    problems: list[Problem] = []
+    result = Verification()
     names: list[Path] = []
     try:
         names = checkpoint.weight_files(path)
         if path.is_dir():
             for index in checkpoint.scan(path).indices:
                 checkpoint.check_index(path, index)
-    except FormatError as error:
-        problems.append(_problem(error, path))
-    tensors = encoded = digests = 0
+    except (FormatError, UnsupportedError) as error:
+        result.problems.append(_problem(error, path))
     for name in names:
+        result.files += 1
         try:
             opened = file.open_file(name)
-        except EndorError as error:
-            problems.append(_problem(error, name))
+        except (FormatError, UnsupportedError) as error:
+            result.problems.append(_problem(error, name))
             continue
         with opened:
             for tensor in opened.layout.tensors.values():
-                tensors += 1
-                encoded += tensor.meta is not None
                 try:
-                    digests += _check(opened, tensor.name, backend)
+                    _check(opened, tensor, result, check_digests, sums, backend)
                 except (FormatError, UnsupportedError) as error:
-                    problems.append(_problem(error, name, tensor.name))
+                    result.problems.append(_problem(error, name, tensor.name))
                 if progress is not None and tensor.unsupported is None:
                     progress(tensor.nbytes)
-    return Verification(len(names), tensors, encoded, digests, tuple(problems))
+    result.problems = list(dict.fromkeys(result.problems))
+    return result
 
 
-def compare(path: Path, dense: Path, *, progress: Progress | None = None) -> tuple[Problem, ...]:
+def compare(path: Path, dense: Path, *, progress: Progress | None = None) -> list[Problem]:
     """Compares two checkpoints tensor by tensor: names, dtypes, shapes and every bit.
 
     Either may be a file or a directory, Endor or plain, sharded in its own way.
@@ -114,19 +137,28 @@ def compare(path: Path, dense: Path, *, progress: Progress | None = None) -> tup
                 problems.append(_different(path, name, difference))
             elif progress is not None:
                 progress(ours[name].tensor(name).nbytes)
-    return tuple(problems)
+    return problems
 
 
-def _check(opened: File, name: str, backend: str | None) -> bool:
-    """Decodes a tensor with all its checks; whether it had a digest, which matches."""
-    tensor = opened.tensor(name)
+def _check(
+    opened: File,
+    tensor: Tensor,
+    result: Verification,
+    check_digests: bool,
+    sums: bool,
+    backend: str | None,
+) -> None:
+    """Decodes a tensor with all its checks."""
+    result.tensors += 1
+    result.encoded += tensor.meta is not None
     tensor.require_supported()
-    if tensor.meta is None:
-        opened.get_bytes(name)
-        return False
-    encoded = opened.get_encoded(name)
-    encoded.decode(backend=backend)
-    return encoded.check_digest()
+    encoded = opened.get_encoded(tensor.name) if tensor.meta is not None else None
+    data = encoded.decode(backend=backend) if encoded is not None else opened.get_bytes(tensor.name)
+    if sums:
+        sha256 = hashlib.sha256(data.data).hexdigest()
+        result.sums.append(Sum(tensor.name, tensor.dtype, tensor.shape, sha256))
+    if encoded is not None and check_digests:
+        result.digests += encoded.check_digest()
 
 
 def _tensors(path: Path, stack: ExitStack) -> dict[str, File]:
@@ -153,8 +185,14 @@ def _different(path: Path, tensor: str, message: str) -> Problem:
     return Problem("different", message, str(path), tensor=tensor)
 
 
-def _problem(error: EndorError, path: Path, tensor: str | None = None) -> Problem:
+def _problem(error: FormatError | UnsupportedError, path: Path, tensor: str | None = None) -> Problem:
     if isinstance(error, FormatError):
-        return Problem("invalid", error.found, str(path), error.rule, error.tensor or tensor, error.offset)
-    kind = "unsupported" if isinstance(error, UnsupportedError) else "invalid"
-    return Problem(kind, str(error), str(path), tensor=tensor)
+        return Problem(
+            "invalid",
+            error.found,
+            error.path or str(path),
+            error.rule,
+            error.tensor or tensor,
+            error.offset,
+        )
+    return Problem("unsupported", str(error), str(path), tensor=tensor)

@@ -28,8 +28,8 @@ def test_real_model_round_trips_byte_for_byte(pruned: Path, compressed: Path, tm
     convert.decompress(compressed, tmp_path / "back")
     assert tree(tmp_path / "back") == tree(pruned)
     # Its weights file was laid out as stock safetensors does it, so that the whole file comes back.
-    assert verify.verify(compressed).problems == ()
-    assert verify.compare(compressed, pruned) == ()
+    assert verify.verify(compressed).problems == []
+    assert verify.compare(compressed, pruned) == []
 
 
 def test_real_model_takes_at_most_9_1_bits_per_weight(compressed: Path) -> None:
@@ -167,7 +167,7 @@ def test_file_without_tensors(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes((2).to_bytes(8, "little") + b"{}")
     done = convert.compress(tmp_path / "a", tmp_path / "b")
     assert (done.tensors, done.encoded) == (0, 0)
-    assert verify.verify(tmp_path / "b").problems == ()
+    assert verify.verify(tmp_path / "b").problems == []
 
 
 def refused(source: Path, destination: Path, match: str, **options: bool) -> None:

@@ -145,13 +145,49 @@ def test_broken(parts: dict[str, Bytes], case: str) -> None:
     nnz = int(index(parts)[4])
     assert nnz * 2 % 64, "the seed has to give padding"
     scope = {"NUMEL": NUMEL, "nnz": nnz, **parts, "index": index(parts)}
-    exec(BREAK[case], scope)  # noqa: S102
+    exec(BREAK[case], scope)
     with pytest.raises(PartError) as caught:
         decode(parts, 2, NUMEL, nnz)
     assert caught.value.rule == case.split(maxsplit=1)[0]
     part = parts[caught.value.part]
     assert caught.value.offset is not None
     assert 0 <= caught.value.offset < part.size
+
+
+def test_any_range_of_blocks(parts: dict[str, Bytes]) -> None:
+    nnz = int(index(parts)[4])
+    whole = decode(parts, 2, NUMEL, nnz)
+    for first in range(5):
+        for stop in range(first, 5):
+            piece = whole[first * 8192 : min(stop * 8192, whole.size)]
+            out = np.full(piece.size, 0x5A, np.uint8)
+            reference.decode(**parts, itemsize=2, numel=NUMEL, nnz=nnz, out=out, first=first, stop=stop)
+            assert out.tobytes() == piece.tobytes()
+
+
+RANGES = {
+    "B-4 always": ("index[0] = 1", 2, 3),
+    "B-7 always": ("index[4] += 1", 0, 1),
+    "B-5 falls": ("index[2] = index[1] - 1", 1, 2),
+    "B-5 below 0": ("index[1] = -2**63; index[2] = index[1] + 2048", 1, 2),
+    "B-5 beyond nnz": ("index[1] += 2**40; index[2] += 2**40", 1, 2),
+    "B-6 in the range": ("bitmap[512] ^= 1", 1, 2),
+    "B-10 in the range": ("values[2 * index[1] : 2 * index[1] + 2] = 0", 1, 2),
+    "B-3 with the last block": ("bitmap[-1] = 1", 3, 4),
+    "B-8 with the last block": ("index[-1] = 1", 3, 4),
+    "B-9 with the last block": ("values[-1] = 1", 3, 4),
+}
+
+
+@pytest.mark.parametrize("case", RANGES)
+def test_broken_in_a_range(parts: dict[str, Bytes], case: str) -> None:
+    change, first, stop = RANGES[case]
+    nnz = int(index(parts)[4])
+    exec(change, {**parts, "index": index(parts)})
+    out = np.zeros(8192 if stop < 4 else 200, np.uint8)
+    with pytest.raises(PartError) as caught:
+        reference.decode(**parts, itemsize=2, numel=NUMEL, nnz=nnz, out=out, first=first, stop=stop)
+    assert caught.value.rule == case.split(maxsplit=1)[0]
 
 
 def test_encode_refuses_parts_of_the_wrong_size(rng: np.random.Generator) -> None:
