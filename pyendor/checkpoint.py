@@ -57,7 +57,7 @@ class Checkpoint:
 
 
 def scan(root: Path) -> Checkpoint:
-    """Sorts the files of a directory, and checks that its indices agree with them (K-1, K-2, K-5).
+    """Sorts the files of a directory, and checks what can be told without opening weights (K-1, K-2, K-5, K-8).
 
     Raises:
         FormatError: a rule is broken.
@@ -73,6 +73,8 @@ def scan(root: Path) -> Checkpoint:
     weights = endor or fnmatch.filter(dense, DENSE_WEIGHTS[0])
     if not weights:
         raise _no_weights(root, names)
+    if CONFIG in names:
+        read_config(root / CONFIG)
     indices = [name for name in names if is_index(name) and (endor_index_part(name) == bool(endor))]
     indices = [name for name in indices if not is_kept_original(name)]
     _check_indices(root, indices, weights)

@@ -1,0 +1,1 @@
+"""The parts of run.py: talking to an adapter, judging its answers, reporting."""
