@@ -57,7 +57,7 @@ class Checkpoint:
 
 
 def scan(root: Path) -> Checkpoint:
-    """Sorts the files of a directory, and checks what can be told without opening weights (K-1, K-2, K-5, K-8).
+    """Sorts the files of a directory; checks what can be told without opening weights (K-1, K-2, K-5, K-8).
 
     Raises:
         FormatError: a rule is broken.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from contract import Answer, overall, serve
 
-from pyendor import checkpoint, convert, dtypes, file, layout
+from pyendor import checkpoint, convert, dtypes, layout
 from pyendor.errors import FormatError, UnsupportedError, UsageError
 from pyendor.file import File
 
@@ -59,9 +59,12 @@ def slice_of(path: str, name: str, start: str, stop: str) -> Answer:
             continue
         tensor = opened.tensor(name)
         tensor.require_supported()
-        itemsize = dtypes.BY_NAME[tensor.dtype].itemsize
+        bits = dtypes.BY_NAME[tensor.dtype].bits
+        itemsize = bits // 8
+        if not 0 <= first <= last <= tensor.numel or first * bits % 8 or last * bits % 8:
+            raise UsageError(f"elements {first} to {last} are no slice of the tensor")
         if tensor.meta is None:
-            data = opened.get_bytes(name)[first * itemsize : last * itemsize]
+            data = opened.get_bytes(name)[first * bits // 8 : last * bits // 8]
         elif first == last:
             data = b""
         else:

@@ -108,9 +108,7 @@ def numbers(seed: int) -> Iterator[int]:
         yield z ^ (z >> 31)
 
 
-def random_tensor(
-    name: str, dtype: str, shape: list[int], density: int = 40, seed: int = 1
-) -> Tensor:
+def random_tensor(name: str, dtype: str, shape: list[int], density: int = 40, seed: int = 1) -> Tensor:
     """A tensor of which about `density` % of the elements are not zero."""
     size = BITS[dtype] // 8
     source = numbers(seed)

@@ -114,9 +114,7 @@ def sha(data: bytes) -> str:
 
 
 def listing(tensors: list[Tensor]) -> list[Json]:
-    return [
-        {"name": t.name, "dtype": t.dtype, "shape": t.shape, "sha256": sha(t.data)} for t in tensors
-    ]
+    return [{"name": t.name, "dtype": t.dtype, "shape": t.shape, "sha256": sha(t.data)} for t in tensors]
 
 
 def hidden(*names: str) -> list[Json]:

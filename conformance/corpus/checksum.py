@@ -14,13 +14,12 @@ W = random_tensor("w", "F16", [7, 19], seed=91)
 
 def cases() -> Iterator[Case]:
     yield from right()
+    yield from lengths()
     yield from wrong()
     yield from unknown()
 
 
-def case(
-    name: str, rules: list[str], sketch: Sketch, expect: str, notes: str, *tensors: Tensor
-) -> Case:
+def case(name: str, rules: list[str], sketch: Sketch, expect: str, notes: str, *tensors: Tensor) -> Case:
     """Checked digests, and L2, unless the case says otherwise."""
     errors = rules if expect == REJECT else []
     listed = None if errors else listing(list(tensors or (W,)))
@@ -77,6 +76,18 @@ def right() -> Iterator[Case]:
     without.entry("w").pop("digest")
     note = "no digest: nothing to check"
     yield case("d-3-no-digest", ["D-3"], without, NONCANONICAL, note)
+
+
+def lengths() -> Iterator[Case]:
+    """XXH3-64 takes other ways up to 240 bytes and beyond, and works in steps of 16, 64 and 1024."""
+    # The canonical text of an empty U8 tensor without a name, and its index of 64 zeros.
+    shortest = 77 + 64
+    short = (141, 144, 160, 161, 175, 176, 193, 208, 224, 239, 240, 241, 256, 257, 320)
+    for length in (*short, 1024, 1025, 1088, 1089, 2049):
+        name = ("name." * 400)[: length - shortest]
+        t = Tensor(name, "U8", [0, 1], b"")
+        note = f"the digest covers {length} bytes"
+        yield case(f"d-2-of-{length}-bytes", ["D-2"], Sketch().add(t), ACCEPT, note, t)
 
 
 def wrong() -> Iterator[Case]:

@@ -250,8 +250,8 @@ def map_and_shards() -> Iterator[Case]:
             "it lists logical tensors, not physical ones",
         ),
     ]:
-        note = f"the map and the shards disagree: {note}"
-        yield reject(f"k-3-{name}", ["K-3"], checkpoint(mapped=changed), note)
+        what = f"the map and the shards disagree: {note}"
+        yield reject(f"k-3-{name}", ["K-3"], checkpoint(mapped=changed), what)
     shards = sketches()
     shards[1].add(BIAS, encode=False)
     note = "a tensor in both shards"
@@ -329,6 +329,4 @@ def single_files() -> Iterator[Case]:
     tensors: list[Json] = [*listing([A, BIAS]), *hidden("b")]
     note = "a tensor of the second shard has an unknown encoding"
     rules, files = ["M-7"], checkpoint(shards)
-    yield Case(
-        "directory", "m-7-in-a-shard", rules, files, UNSUPPORTED, "L4", note, tensors=tensors
-    )
+    yield Case("directory", "m-7-in-a-shard", rules, files, UNSUPPORTED, "L4", note, tensors=tensors)

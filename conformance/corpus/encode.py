@@ -71,9 +71,7 @@ def contents() -> Iterator[Case]:
 def edge(n: int, dtype: str = "U8") -> list[Tensor]:
     """Two tensors with the nnz at which W-7 stops to pay, and one step of padding more."""
     for nnz in range(0, n, 64):
-        last, next_ = (
-            scattered("w", dtype, [1, n], dict.fromkeys(range(k), 7)) for k in (nnz, nnz + 1)
-        )
+        last, next_ = (scattered("w", dtype, [1, n], dict.fromkeys(range(k), 7)) for k in (nnz, nnz + 1))
         if pays(last) and not pays(next_):
             return [last, next_]
     raise AssertionError("no such nnz")

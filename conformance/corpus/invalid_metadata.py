@@ -74,8 +74,8 @@ def texts() -> Iterator[Case]:
         ("newline-in-string", '"\n"', "an unescaped line feed in a string"),
         ("bad-escape", r'"\x41"', "an escape that JSON does not have"),
     ]:
-        note += ", in a member that has no meaning"
-        yield ignored(f"j-1-endor-{name}", ["J-1"], note, value)
+        what = f"{note}, in a member that has no meaning"
+        yield ignored(f"j-1-endor-{name}", ["J-1"], what, value)
     for name, old, new in [
         ("version", '"version":"1.0"', '"version":"1.0","version":"1.0"'),
         ("version-by-escape", '"version":"1.0"', r'"versio\u006e":"1.0","version":"1.0"'),

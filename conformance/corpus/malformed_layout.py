@@ -183,9 +183,7 @@ def places() -> Iterator[Case]:
     yield two("c-12-empty-after-hole", ["C-12"], [0, 4], [8, 8], 8, note)
     yield two("c-13-trailing", ["C-13"], [0, 4], [4, 8], 9, "a byte after the last tensor")
     yield text("c-13-no-tensors", ["C-13"], "{}", "data, but no tensors")
-    yield one(
-        "c-13-empty-tensor", ["C-13"], "data, but an empty tensor only", shape=[0], offsets=[0, 0]
-    )
+    yield one("c-13-empty-tensor", ["C-13"], "data, but an empty tensor only", shape=[0], offsets=[0, 0])
 
     unknown = [Physical("a", "X8", [4], b"", [0, 4]), Physical("b", "U8", [4], b"", [2, 6])]
     note = "a tensor of an unknown dtype overlaps another"

@@ -79,9 +79,7 @@ def layouts() -> Iterator[Case]:
         "the member __metadata__ is the last one",
     )
     data = container(sketch.header() + " " * 4099, sketch.data())
-    yield accept(
-        "w-2-long-padding", ["W-2", "C-5"], data, "more spaces after the header than needed"
-    )
+    yield accept("w-2-long-padding", ["W-2", "C-5"], data, "more spaces after the header than needed")
     data = container(sketch.header(), sketch.data())
     yield accept("w-2-no-padding", ["W-2"], data, "no spaces after the header")
     # In the endor object quotes are escaped, so this touches the header alone.
@@ -91,6 +89,12 @@ def layouts() -> Iterator[Case]:
     named = sketch.header().replace('"w', r'"\u0077').replace('"dtype"', r'"dt\u0079pe"')
     note = "member names of the header written with escapes"
     yield accept("w-4-escaped-names", ["W-4", "J-2"], container(named, sketch.data()), note)
+    beside = random_tensor("\ud7ff\ue000\U00010000\U0010ffff", "F16", [5, 3], seed=97)
+    escaped = Sketch().add(beside, encode=False)
+    text = escaped.header().replace(beside.name, r"\ud7ff\uE000\ud800\udc00\uDBFF\uDFFF")
+    note = "escapes at the edges of the surrogates, none of them lone"
+    data = container(text, escaped.data())
+    yield accept("j-3-beside-surrogates", ["J-3"], data, note, beside)
     hidden = sketch.header().replace("__metadata__", r"\u005f_metadata_\u005F")
     note = "the name __metadata__ written with escapes"
     yield accept("w-4-escaped-metadata", ["C-7"], container(hidden, sketch.data()), note)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from corpus.build import BLOCK, Sketch, Tensor, canonical, random_tensor, scattered
+from corpus.build import BITS, BLOCK, Sketch, Tensor, canonical, random_tensor, scattered
 from corpus.case import ACCEPT, Case, sha
 
 
@@ -53,7 +53,46 @@ def cases() -> Iterator[Case]:
     asked = [("c", 4095, 4097), ("c", 0, 4200), ("p", 7, 100), ("p", 149, 150), ("e", 0, 0)]
     note = "slices of an encoded, a plain and an empty tensor"
     yield right("b-11-several-tensors", tensors, {"c", "e"}, asked, note)
+    four_bits = [Tensor("w", "F4", [3, 2], b"\x21\x43\x65")]
+    note = "slices of elements of four bits that are whole bytes"
+    yield right("c-10-whole-bytes", four_bits, set(), [("w", 0, 6), ("w", 2, 4)], note)
+    yield from unsupported(four_bits[0])
     yield from faults()
+
+
+def unsupported(four_bits: Tensor) -> Iterator[Case]:
+    t = random_tensor("w", "U8", [2, 3000], density=50, seed=15)
+    for name, sketch, asked, note in [
+        (
+            "c-10-half-a-byte",
+            Sketch().add(four_bits, encode=False),
+            [("w", 0, 1), ("w", 1, 2)],
+            "half a byte",
+        ),
+        (
+            "b-11-no-such-tensor",
+            Sketch().add(t),
+            [("v", 0, 1), ("w.endor.bitmap", 0, 1)],
+            "no tensor of the file",
+        ),
+        (
+            "b-11-past-the-end",
+            Sketch().add(t),
+            [("w", 0, 6001), ("w", 6001, 6001)],
+            "elements that are not there",
+        ),
+        ("b-11-reversed", Sketch().add(t), [("w", 2, 1)], "a slice that ends before it begins"),
+        ("m-7-unknown-encoding", listed(t), [("w", 0, 1)], "a tensor that cannot be decoded"),
+    ]:
+        slices = [[*one, None] for one in asked]
+        what = f"what cannot be answered: {note}"
+        yield Case("slice", name, ["B-11"], sketch.render(), "unsupported", "L4", what, slices=slices)
+
+
+def listed(t: Tensor) -> Sketch:
+    sketch = Sketch().add(t)
+    sketch.entry("w")["positions"] = "list"
+    return sketch
 
 
 def right(
@@ -63,13 +102,14 @@ def right(
     slices: list[list[Any]] = []
     for which, start, stop in asked:
         t = by_name[which]
-        slices.append([which, start, stop, sha(t.data[start * t.itemsize : stop * t.itemsize])])
+        low, high = (end * BITS[t.dtype] // 8 for end in (start, stop))
+        slices.append([which, start, stop, sha(t.data[low:high])])
     data = canonical(tensors, encode)
     return Case("slice", name, ["B-11"], data, ACCEPT, "L4", note, slices=slices)
 
 
 def faults() -> Iterator[Case]:
-    t = scattered("w", "U8", [2 * BLOCK + 100], {i: 9 for i in range(0, 2 * BLOCK + 100, 37)})
+    t = scattered("w", "U8", [2 * BLOCK + 100], dict.fromkeys(range(0, 2 * BLOCK + 100, 37), 9))
     t = Tensor("w", "U8", [1, len(t.data)], t.data)
     n = len(t.data)
     bitmap = "w.endor.bitmap"
@@ -102,6 +142,4 @@ def faults() -> Iterator[Case]:
         slices = [["w", a, b, None] for a, b in spans]
         note = f"a fault in the blocks that the slice needs: {what}"
         rules = ["B-11", rule[:3].upper()]
-        yield Case(
-            "slice", f"{rule}-in-the-slice", rules, data, "reject", "L4", note, slices=slices
-        )
+        yield Case("slice", f"{rule}-in-the-slice", rules, data, "reject", "L4", note, slices=slices)

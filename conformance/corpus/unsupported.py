@@ -122,6 +122,13 @@ def hiding() -> Iterator[Case]:
     unreal = entry(positions="list", shape=[2**40, 2**40])
     yield changed("m-7-shape-of-any-size", ["M-7", "T-4"], note, unreal)
     s = sketch()
+    s.entry("w")["positions"] = "list"
+    s.drop(BITMAP)
+    after = random_tensor("w.f", "U8", [3], density=100, seed=98)
+    s.add(after, encode=False)
+    note = "one part is hidden, and a plain tensor whose name sorts right after it is not"
+    yield unsupported("t-7-one-part", ["T-7"], s.render(), note, [*REST, *listing([after])])
+    s = sketch()
     for name in ("w", "v"):
         s.entry(name)["positions"] = "list"
     tensors = [*listing([BIAS]), *hidden("w", "v")]

@@ -1,0 +1,110 @@
+"""Holds every implementation in this repository against the corpus, and keeps the table of results.
+
+    python conformance/held.py            writes results.json and the tables in README.md
+    python conformance/held.py --check    fails if they would change, or if anything fails
+
+Every implementation is run on all levels; what it does not offer is not a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+RESULTS = HERE / "results.json"
+TABLES = (HERE / "README.md", ROOT / "README.md")
+MARKS = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
+LEVELS = {
+    "L0": "container",
+    "L1": "decode",
+    "L2": "strict",
+    "L3": "encode",
+    "L4": "slices, directories",
+}
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """Somebody's decoder: its name, its adapter, and further arguments of the runner."""
+
+    name: str
+    adapter: str
+    options: tuple[str, ...] = ("--strict-rules",)
+
+
+IMPLEMENTATIONS = (
+    Implementation("`pyendor`, reference codec", "conformance/adapters/pyendor_codec.py"),
+    Implementation("the `endor` command", "conformance/adapters/endor_command.py"),
+    Implementation("`spec/decoder.py`, educational", "spec/decoder.py"),
+    Implementation(
+        "`safetensors` 0.8.0",
+        "conformance/adapters/stock_safetensors.py",
+        ("--level", "L0", "--quiet", "--expect", "conformance/adapters/stock_safetensors.expected.json"),
+    ),
+)
+
+
+def run(implementation: Implementation) -> tuple[bool, dict[str, Any]]:
+    """Whether nothing failed, and the results by level."""
+    print(f"\n== {implementation.name}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "results.json"
+        command = [sys.executable, "conformance/run.py", "--batch", "--json", str(out)]
+        adapter = [sys.executable, implementation.adapter]
+        done = subprocess.run([*command, *implementation.options, "--", *adapter], cwd=ROOT, check=False)
+        levels = json.loads(out.read_text("utf-8"))["levels"] if out.exists() else {}
+    return done.returncode == 0, levels
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "| | " + " | ".join(f"{level} {name}" for level, name in LEVELS.items()) + " |",
+        "|---" * (len(LEVELS) + 1) + "|",
+    ]
+    for name, levels in results.items():
+        cells = [cell(levels.get(level)) for level in LEVELS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    if row is None or row.get("not_offered") == row["cases"]:
+        return "–"
+    return f"{row['passed']} of {row['cases']}" if not row["pass"] else f"**all {row['cases']}**"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    outcomes = {one.name: run(one) for one in IMPLEMENTATIONS}
+    results = {name: levels for name, (_, levels) in outcomes.items()}
+    failed = [name for name, (good, _) in outcomes.items() if not good]
+    texts = {RESULTS: json.dumps(results, indent=1) + "\n"}
+    for path in TABLES:
+        text = path.read_text("utf-8")
+        texts[path] = MARKS.sub(lambda mark: mark[1] + table(results) + mark[2], text)
+    changed = [path for path, text in texts.items() if not path.exists() or path.read_text("utf-8") != text]
+    if not check:
+        for path in changed:
+            path.write_text(texts[path], "utf-8")
+    print("\n" + table(results))
+    for name in failed:
+        print(f"FAILED: {name}")
+    if check and changed:
+        print("out of date: " + ", ".join(str(path.relative_to(ROOT)) for path in changed))
+    return 1 if failed or (check and changed) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
