@@ -9,30 +9,30 @@ import fnmatch
 import json
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pyendor import file, jsontext, metadata
-from pyendor.errors import FormatError, UsageError, quote
+from pyendor.errors import FormatError, UnsupportedError, UsageError, quote
 from pyendor.file import File
 from pyendor.metadata import LOWEST_VERSION
 
 METHOD = "endor"
 CONFIG = "config.json"
 DENSE_CONFIG = "config.dense.json"
-DENSE_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-ENDOR_WEIGHTS = ("model.endor.safetensors", "model.endor.*.safetensors", "model.endor-*.safetensors")
 # Other copies of the same weights, which would otherwise be carried along in full (K-6).
 COPIES = ("pytorch_model*", "consolidated*", "*.gguf", "tf_model*", "flax_model*")
 # What version control and downloads leave beside a checkpoint, copies of the weights included.
 NOT_OURS = (".git", ".cache")
+LONGEST_JSON = 100_000_000
 
+_WEIGHTS = re.compile(r"model(?:[.-].*)?\.safetensors", re.DOTALL)
+_ENDOR_WEIGHTS = re.compile(r"model\.endor(?:[.-].*)?\.safetensors", re.DOTALL)
+_SHARD = re.compile(r"model(|\..*)-[0-9]{5}-of-[0-9]{5}\.safetensors", re.DOTALL)
+_INDEX = re.compile(r"model\.safetensors\.index(|\..*)\.json", re.DOTALL)
 _UNSAFE = re.compile(r"[/\\:\x00-\x1f]")
-_WEIGHTS = "model"
-_INDEX = "model.safetensors.index"
 
 
 @dataclass(frozen=True)
@@ -44,48 +44,83 @@ class Checkpoint:
         weights: names of its weights files, all dense or all Endor, sorted; never empty.
         is_endor: which of the two.
         indices: names of the indices of these weights.
+        intruders: names of weights and indices of the other kind.
         carried: paths, relative to ``root``, of all files that belong to the model besides.
-        left_out: likewise, of other copies of the weights and what does not belong to the model.
+        left_out: why each path that does not belong to the model, or copies its weights, is left out.
     """
 
     root: Path
     weights: tuple[str, ...]
     is_endor: bool
     indices: tuple[str, ...]
+    intruders: tuple[str, ...]
     carried: tuple[PurePosixPath, ...]
-    left_out: tuple[PurePosixPath, ...]
+    left_out: Mapping[str, str]
+
+
+def listing(root: Path) -> Checkpoint:
+    """Sorts the files of a directory, without a look into any.
+
+    Raises:
+        UsageError: it holds no safetensors weights.
+    """
+    files, left_out = _walk(root)
+    names = sorted(str(path) for path in files if len(path.parts) == 1)
+    endor = [name for name in names if _ENDOR_WEIGHTS.fullmatch(name)]
+    dense = [name for name in names if _WEIGHTS.fullmatch(name) and name not in endor]
+    weights = endor or dense
+    if not weights:
+        raise _no_weights(root, names)
+    indices = [name for name in names if is_index(name) and not is_kept_original(name)]
+    ours = [name for name in indices if _infix(name).startswith(f".{METHOD}") == bool(endor)]
+    copies = [name for name in names if _matches(name, COPIES)]
+    pickles = [name for name in copies if fnmatch.fnmatchcase(name, "pytorch_model*.bin")]
+    others = (dense + pickles if endor else []) + [name for name in indices if name not in ours]
+    special = {*weights, *ours, *others, *copies}
+    carried = tuple(path for path in files if str(path) not in special)
+    left_out |= dict.fromkeys(copies, "another copy of the weights")
+    return Checkpoint(root, tuple(weights), bool(endor), tuple(ours), tuple(others), carried, left_out)
 
 
 def scan(root: Path) -> Checkpoint:
-    """Sorts the files of a directory; checks what can be told without opening weights (K-1, K-2, K-5, K-8).
+    """Sorts the files of a directory and checks the rules K, for which it opens the headers of shards.
 
     Raises:
         FormatError: a rule is broken.
-        UsageError: it holds no safetensors weights, or something that is no file and no directory.
+        UsageError: it holds no safetensors weights.
     """
-    carried, left_out = _walk(root)
-    names = sorted(str(path) for path in carried if len(path.parts) == 1)
-    endor = [name for name in names if _matches(name, ENDOR_WEIGHTS)]
-    dense = [name for name in names if _matches(name, DENSE_WEIGHTS) and name not in endor]
-    if endor and dense:
-        found = f"the directory has dense weights, {quote(dense[0])}, beside Endor weights"
-        raise FormatError("K-5", found + ": keep one of them", path=root)
-    weights = endor or fnmatch.filter(dense, DENSE_WEIGHTS[0])
-    if not weights:
-        raise _no_weights(root, names)
-    if CONFIG in names:
-        read_config(root / CONFIG)
-    indices = [name for name in names if is_index(name) and (endor_index_part(name) == bool(endor))]
-    indices = [name for name in indices if not is_kept_original(name)]
-    _check_indices(root, indices, weights)
-    special = {*weights, *indices}
-    copies = [path for path in carried if len(path.parts) == 1 and _matches(str(path), COPIES)]
-    rest = (path for path in carried if str(path) not in special and path not in copies)
-    return Checkpoint(root, tuple(weights), bool(endor), tuple(indices), tuple(rest), (*left_out, *copies))
+    found = listing(root)
+    for error in faults(found):
+        raise error
+    return found
+
+
+def faults(found: Checkpoint) -> Iterator[FormatError]:
+    """All that breaks a rule K; what is wrong inside a weights file is found by opening that.
+
+    Of dense checkpoints only that is asked without which their Endor form would be invalid.
+    """
+    root = found.root
+    for name in found.intruders:
+        kind, other = ("Endor", "dense") if found.is_endor else ("dense", "Endor")
+        what = f"{quote(name)} belongs to {other} weights, the directory has {kind} weights"
+        yield FormatError("K-5", what + ": keep one of them", path=root)
+    for check in (_check_config, _check_shards):
+        try:
+            check(found)
+        except FormatError as error:
+            yield error
+    for index in found.indices:
+        try:
+            weight_map = _check_named(found, index)
+            _check_listed(found, index, weight_map)
+            _check_kept(found, index)
+        except FormatError as error:
+            yield error
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The weights files of a checkpoint directory, or the file itself."""
+    """The weights files of a checkpoint directory, which is checked, or the file itself."""
     if not path.is_dir():
         return [path]
     return [path / name for name in scan(path).weights]
@@ -100,34 +135,30 @@ def open_all(path: Path) -> Iterator[File]:
 
 def endor_name(name: str) -> str:
     """The Endor name of a dense weights file or index."""
-    stem = _INDEX if is_index(name) else _WEIGHTS
+    stem = _stem(name)
     return f"{stem}.{METHOD}{name[len(stem) :]}"
 
 
 def dense_name(name: str) -> str:
     """The dense name of an Endor weights file or index."""
-    stem = _INDEX if is_index(name) else _WEIGHTS
+    stem = _stem(name)
     return stem + name.removeprefix(f"{stem}.{METHOD}")
 
 
 def original_index(name: str) -> str:
     """The name under which the dense index of that name is kept beside Endor weights (K-7)."""
-    return f"{_INDEX}.dense{name[len(_INDEX) :]}"
+    stem = _stem(name)
+    return f"{stem}.dense{name[len(stem) :]}"
 
 
 def is_index(name: str) -> bool:
     """Whether a file is an index of weights, by its name."""
-    return name.startswith(f"{_INDEX}.") and name.endswith(".json")
+    return _INDEX.fullmatch(name) is not None
 
 
 def is_kept_original(name: str) -> bool:
     """Whether a file is a dense index or config that is kept beside Endor weights."""
-    return name == DENSE_CONFIG or name.startswith(f"{_INDEX}.dense.")
-
-
-def endor_index_part(name: str) -> bool:
-    """Whether an index is one of Endor weights."""
-    return name.startswith(f"{_INDEX}.{METHOD}.")
+    return name == DENSE_CONFIG or (is_index(name) and f"{_infix(name)}.".startswith(".dense."))
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -145,24 +176,23 @@ def read_index(path: Path) -> dict[str, str]:
 def read_object(path: Path) -> dict[str, Any]:
     """A small JSON file that is one object, strictly read; numbers come as text."""
     try:
-        return jsontext.parse(path.read_text(encoding="utf-8"))
+        return jsontext.parse(_text(path))
     except UnicodeDecodeError as error:
         raise FormatError("K-1", f"not UTF-8: {error.reason}", offset=error.start, path=path) from error
     except FormatError as error:
         raise error.located(path=path) from None
 
 
-def index_text(weight_map: Mapping[str, str], total_size: int) -> str:
+def index_text(weight_map: Mapping[str, str], metadata: Mapping[str, Any]) -> str:
     """The text of an index, laid out as Hugging Face libraries do it."""
     ordered = dict(sorted(weight_map.items()))
-    index = {"metadata": {"total_size": total_size}, "weight_map": ordered}
-    return json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps({"metadata": dict(metadata), "weight_map": ordered}, indent=2) + "\n"
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """A ``config.json`` (K-8). Other software writes it, so what Python's reader admits is admitted."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
         raise FormatError("K-8", f"not JSON: {error}", path=path) from error
     if not isinstance(config, dict):
@@ -194,75 +224,137 @@ def dense_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_text(config: Mapping[str, Any]) -> str:
     """The text of a config, laid out as Hugging Face libraries do it."""
-    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    try:
+        return json.dumps(config, indent=2) + "\n"
+    except RecursionError:
+        raise UnsupportedError(f"{CONFIG} is nested too deep for this build") from None
 
 
-def check_index(root: Path, index: str) -> None:
-    """That an index and its files list the same physical tensors (K-3), parts not scattered (K-4)."""
-    weight_map = read_index(root / index)
-    found: dict[str, str] = {}
-    encoded: dict[str, str] = {}
-    for name in sorted(set(weight_map.values())):
-        with file.open_file(root / name) as opened:
-            twice = found.keys() & opened.layout.header.entries.keys()
-            if twice:
-                what = f"it is in {quote(found[min(twice)])} and in {quote(name)}"
-                raise FormatError("K-3", what, tensor=min(twice), path=root / index)
-            found.update(dict.fromkeys(opened.layout.header.entries, name))
-            tensors = opened.layout.tensors.values()
-            encoded.update({tensor.name: name for tensor in tensors if tensor.meta is not None})
-    for tensor in sorted(found.keys() | weight_map.keys()):
-        if found.get(tensor) != weight_map.get(tensor):
-            listed = quote(weight_map[tensor]) if tensor in weight_map else "no file"
-            held = quote(found[tensor]) if tensor in found else "no file"
-            what = f"the index lists it in {listed}, {held} of the index holds it"
-            raise FormatError("K-3", what, tensor=tensor, path=root / index)
-    names = sorted(found)
-    for tensor, name in encoded.items():
-        for part in metadata.belonging(names, tensor):
-            if found[part] != name:
-                what = f"it is in {quote(name)}, {quote(part)} in {quote(found[part])}"
-                raise FormatError("K-4", what, tensor=tensor, path=root / index)
+def _text(path: Path) -> str:
+    size = path.stat().st_size
+    if size > LONGEST_JSON:
+        raise UnsupportedError(f"{quote(str(path))} has {size} bytes, more than this build reads")
+    return path.read_text(encoding="utf-8")
 
 
-def _walk(root: Path) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
-    """All files below a directory, relative to it: what is the model's, and what is not."""
+def _stem(name: str) -> str:
+    return "model.safetensors.index" if is_index(name) else "model"
+
+
+def _infix(index: str) -> str:
+    """What the name of an index has between its stem and ``.json``, such as ``.endor.fp16``."""
+    match = _INDEX.fullmatch(index)
+    return match[1] if match else ""
+
+
+def _walk(root: Path) -> tuple[list[PurePosixPath], dict[str, str]]:
+    """All files below a directory, relative to it; and what is left out, and why.
+
+    Links are followed to where a download keeps its files, and within the directory. Others are not, unless
+    they are weights or JSON that is checked: a copy of what they point to might be published by mistake.
+    """
     files: list[PurePosixPath] = []
-    not_ours: list[PurePosixPath] = []
+    left_out: dict[str, str] = {}
+    homes = (root.resolve(), root.absolute().parent.parent.resolve() / "blobs")
     pending = [PurePosixPath()]
     while pending:
         directory = pending.pop()
         with os.scandir(root / directory) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 path = directory / entry.name
+                target = (root / path).resolve()
+                checked = str(path) == CONFIG or is_index(str(path)) or _WEIGHTS.fullmatch(str(path))
                 if entry.name in NOT_OURS:
-                    not_ours.append(path)
+                    left_out[str(path)] = "not part of the model"
                 elif entry.is_dir(follow_symlinks=False):
                     pending.append(path)
-                elif stat.S_ISREG(os.stat(root / path).st_mode):
-                    files.append(path)  # through links too: the Hub's cache is made of them
+                elif not target.is_file():
+                    left_out[str(path)] = "not a file" if target.exists() else "a link to nothing"
+                elif entry.is_symlink() and not checked and not _within(target, homes):
+                    left_out[str(path)] = "a link that leaves the directory"
                 else:
-                    raise UsageError(f"{quote(str(root / path))} is neither a file nor a directory")
-    return files, not_ours
+                    files.append(path)
+    return files, left_out
 
 
-def _check_indices(root: Path, indices: Iterable[str], weights: Sequence[str]) -> None:
-    """K-1 and K-2. Weights with no index at all, such as a lone ``model.safetensors``, are fine."""
-    for index in indices:
-        named = set(read_index(root / index).values())
-        for name in sorted(named.difference(weights)):
-            found = f"the index names {quote(name)}, which is not there"
-            raise FormatError("K-2", found, path=root / index)
-        like = _shards_like(index, weights)
-        for name in sorted(like.difference(named)):
-            found = f"the index does not name {quote(name)}, which is there"
-            raise FormatError("K-2", found, path=root / index)
+def _within(path: Path, homes: Iterable[Path]) -> bool:
+    return any(home in path.parents for home in homes)
 
 
-def _shards_like(index: str, weights: Sequence[str]) -> set[str]:
-    """The weights files that, by their names, are shards of an index."""
-    variant = index[len(_INDEX) : -len(".json")]
-    return set(fnmatch.filter(weights, f"{_WEIGHTS}{variant}-?????-of-?????.safetensors"))
+def _check_config(found: Checkpoint) -> None:
+    for name in (CONFIG, DENSE_CONFIG):
+        if PurePosixPath(name) in found.carried:
+            read_config(found.root / name)
+
+
+def _check_shards(found: Checkpoint) -> None:
+    """That shards have an index (K-2)."""
+    for name in found.weights:
+        match = _SHARD.fullmatch(name)
+        index = f"model.safetensors.index{match[1]}.json" if match else None
+        if index is not None and index not in found.indices:
+            what = f"{quote(name)} is a shard, but there is no index {quote(index)}"
+            raise FormatError("K-2", what, path=found.root)
+
+
+def _check_named(found: Checkpoint, index: str) -> dict[str, str]:
+    """That an index and the names of files agree (K-1, K-2)."""
+    path = found.root / index
+    weight_map = read_index(path)
+    named = set(weight_map.values())
+    for name in sorted(named.difference(found.weights)):
+        kind = "Endor" if found.is_endor else "dense"
+        what = f"the index names {quote(name)}, but there are no {kind} weights of that name"
+        raise FormatError("K-2", what, path=path)
+    for name in found.weights:
+        match = _SHARD.fullmatch(name)
+        if match and match[1] == _infix(index) and name not in named:
+            raise FormatError("K-2", f"the index does not name {quote(name)}, which is there", path=path)
+    return weight_map
+
+
+def _check_listed(found: Checkpoint, index: str, weight_map: Mapping[str, str]) -> None:
+    """That an index lists what its files hold (K-3), and no parts are scattered (K-4)."""
+    path = found.root / index
+    held: dict[str, str] = {}
+    encoded: dict[str, str] = {}
+    for name in sorted(set(weight_map.values())):
+        try:
+            opened = file.open_file(found.root / name)
+        except (FormatError, UnsupportedError):
+            return  # what is wrong with it, opening it for its own sake will tell
+        with opened:
+            twice = held.keys() & opened.layout.header.entries.keys()
+            if twice:
+                what = f"it is in {quote(held[min(twice)])} and in {quote(name)}"
+                raise FormatError("K-3", what, tensor=min(twice), path=path)
+            held.update(dict.fromkeys(opened.layout.header.entries, name))
+            tensors = opened.layout.tensors.values()
+            encoded.update({tensor.name: name for tensor in tensors if tensor.meta is not None})
+    for tensor in sorted(held.keys() | weight_map.keys()) if found.is_endor else ():
+        if held.get(tensor) != weight_map.get(tensor):
+            listed = quote(weight_map[tensor]) if tensor in weight_map else "no file"
+            holder = quote(held[tensor]) if tensor in held else "no file"
+            what = f"the index lists it in {listed}, {holder} of the index holds it"
+            raise FormatError("K-3", what, tensor=tensor, path=path)
+    names = sorted(held)
+    for tensor, name in encoded.items():
+        for part in metadata.belonging(names, tensor):
+            if held[part] != name:
+                what = f"it is in {quote(name)}, {quote(part)} in {quote(held[part])}"
+                raise FormatError("K-4", what, tensor=tensor, path=path)
+
+
+def _check_kept(found: Checkpoint, index: str) -> None:
+    """That the dense index that is kept, if there is one, names the files that will be restored (K-10)."""
+    kept = original_index(dense_name(index))
+    if not found.is_endor or PurePosixPath(kept) not in found.carried:
+        return
+    restored = {dense_name(name) for name in found.weights}
+    for tensor, name in read_index(found.root / kept).items():
+        if name not in restored:
+            what = f"the kept index names {quote(name)}, which no file here is restored to"
+            raise FormatError("K-10", what, tensor=tensor, path=found.root / kept)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -270,8 +362,8 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _no_weights(root: Path, names: Sequence[str]) -> UsageError:
-    copies = [name for name in names if _matches(name, (*COPIES, "*.bin", "*.pt", "*.pth", "*.ckpt"))]
-    found = f"{quote(str(root))} has no weights 'model*.safetensors'"
+    copies = [name for name in names if _matches(name, ("*.bin", "*.pt", "*.pth", "*.ckpt"))]
+    found = f"{quote(str(root))} has no weights 'model.safetensors' or shards of them"
     if copies:
         found += (
             f"; it has {quote(copies[0])}, which Endor does not open (a pickle can run code): "

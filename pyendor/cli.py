@@ -6,19 +6,18 @@ Exit codes: 0 all is well; 1 the input is at fault; 2 the command cannot be carr
 from __future__ import annotations
 
 import functools
-import json
+import io
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, ParamSpec
 
 import typer
-from rich.console import Console
-from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -28,27 +27,21 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.text import Text
 
 import pyendor
-from pyendor import checkpoint, convert, prune, report, verify
-from pyendor.convert import Conversion
+from pyendor import checkpoint, convert, display, prune, report, verify
 from pyendor.errors import (
     BackendUnavailableError,
     EndorError,
-    FormatError,
     UsageError,
     quote,
 )
 from pyendor.metadata import LOWEST_VERSION
-from pyendor.report import Report, Row
 
 P = ParamSpec("P")
 
 INPUT_FAULT, USAGE = 1, 2
-# Where nobody looks at a terminal, lines are long enough for names of tensors.
-UNSEEN_WIDTH = 160
-NOT_WORTH_IT = "No tensor has enough zeros to gain from being encoded: this model is better kept dense."
 
 app = typer.Typer(
     name="endor",
@@ -79,23 +72,13 @@ Source = Annotated[
     Path,
     typer.Argument(metavar="SRC", help="A safetensors file, or a directory in Hugging Face layout."),
 ]
-Destination = Annotated[Path, typer.Argument(metavar="DST", help="The file or directory to write.")]
+Destination = Annotated[str, typer.Argument(metavar="DST", help="The file or directory to write.")]
 Input = Annotated[Path, typer.Argument(metavar="PATH", help="A file or a checkpoint directory.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Backend = Annotated[
     str | None, typer.Option(help="The codec to use.", envvar="PYENDOR_BACKEND", show_envvar=True)
 ]
-
-
-def _out() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=UNSEEN_WIDTH)
-
-
-def _err() -> Console:
-    console = Console(stderr=True, highlight=False)
-    return console if console.is_terminal else Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def _reported(command: Callable[P, None]) -> Callable[P, None]:
@@ -105,28 +88,15 @@ def _reported(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except (EndorError, OSError) as error:
-            usage = (UsageError, BackendUnavailableError, FileNotFoundError, PermissionError)
+        except (EndorError, OSError, MemoryError) as error:
+            usage = (UsageError, BackendUnavailableError, OSError)
             if kwargs.get("as_json"):
-                _print_json({"error": _error_members(error)})
+                display.print_json({"error": display.error_members(error)})
             else:
-                _err().print(f"[bold red]endor:[/] {escape(_message(error))}")
+                display.err().print("[bold red]endor:[/]", Text(display.message(error)))
             raise typer.Exit(USAGE if isinstance(error, usage) else INPUT_FAULT) from None
 
     return run
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{quote(str(error.filename))}: {error.strerror}"
-    return str(error)
-
-
-def _error_members(error: Exception) -> dict[str, Any]:
-    members: dict[str, Any] = {"type": type(error).__name__, "message": _message(error)}
-    if isinstance(error, FormatError):
-        members |= {key: getattr(error, key) for key in ("rule", "tensor", "offset", "path")}
-    return members
 
 
 @app.command()
@@ -148,15 +118,15 @@ def compress(
     with _progress("compressing", source) as progress:
         done = convert.compress(
             source,
-            destination,
+            _destination(source, destination),
             force=force,
             min_saving=min_saving / 100,
             backend=backend,
             progress=progress,
         )
-    _print_conversion(done, as_json)
+    display.print_conversion(done, as_json)
     if not done.encoded and not as_json:
-        _out().print(
+        display.out().print(
             "No tensor has enough zeros to gain from being encoded: this model is better kept dense."
         )
 
@@ -175,8 +145,10 @@ def decompress(
     All rules and digests are checked on the way. SRC is only read.
     """
     with _progress("decompressing", source) as progress:
-        done = convert.decompress(source, destination, force=force, backend=backend, progress=progress)
-    _print_conversion(done, as_json)
+        done = convert.decompress(
+            source, _destination(source, destination), force=force, backend=backend, progress=progress
+        )
+    display.print_conversion(done, as_json)
 
 
 @app.command()
@@ -187,6 +159,7 @@ def inspect(
         Path | None,
         typer.Option(metavar="FILE.png", help="Draw sparsity and size by layer (needs matplotlib)."),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the plot if it exists.")] = False,
     by_layer: Annotated[
         bool, typer.Option("--by-layer", help="Show a row for each layer, not for each tensor.")
     ] = False,
@@ -197,15 +170,17 @@ def inspect(
 
     Of a dense model, show what Endor would make of it.
     """
+    if plot is not None:
+        report.check_plot(plot, force=force)
     with _progress("reading", path) as progress:
         found = report.inspect(path, backend=backend, progress=progress)
     if plot is not None:
-        report.plot(found, plot)
+        report.plot(found, plot, force=force)
     if as_json:
-        _print_json(found.to_json())
+        display.print_json(found.to_json())
         return
-    _print_rows(list(report.by_layer(found.rows).values()) if by_layer else found.rows, by_layer)
-    _print_totals(found)
+    display.print_rows(list(report.by_layer(found.rows).values()) if by_layer else found.rows, by_layer)
+    display.print_totals(found)
 
 
 @app.command(name="verify")
@@ -234,20 +209,9 @@ def verify_command(
     if as_json:
         members = asdict(checked) | {"problems": [asdict(problem) for problem in problems]}
         members["against"] = str(against) if compared else None
-        _print_json({"ok": not problems} | members)
+        display.print_json({"ok": not problems} | members)
     else:
-        for one in checked.sums:
-            print(f"{one.sha256}  {quote(one.name)[1:-1]}")
-        for problem in problems:
-            _err().print(f"[bold red]{problem.kind}[/] {escape(_located(problem))}")
-        _out().print(
-            ("[bold red]not good[/]" if problems else "[bold green]good[/]")
-            + f": {_count(checked.files, 'file')}, {_count(checked.tensors, 'tensor')}, "
-            f"{checked.encoded} of them encoded, {_count(checked.digests, 'digest')} checked"
-            + (f"; compared with {escape(quote(str(against)))}" if compared else "")
-            + (f"; {_count(len(problems), 'problem')}" if problems else "")
-            + ("; bit-identical" if compared and not problems else "")
-        )
+        display.print_verification(checked, problems, against, compared)
     if problems:
         raise typer.Exit(INPUT_FAULT)
 
@@ -290,15 +254,18 @@ def prune_command(
         dtype=dtype.value if dtype is not None else None,
     )
     with _progress("pruning", source) as progress:
-        outcome = prune.prune(source, destination, options, force=force, progress=progress)
+        outcome = prune.prune(
+            source, _destination(source, destination), options, force=force, progress=progress
+        )
     share = outcome.zeros / outcome.numel if outcome.numel else 0.0
     if as_json:
-        _print_json(asdict(outcome) | {"sparsity": share})
+        display.print_json(asdict(outcome) | {"sparsity": share})
         return
-    _out().print(
-        f"{escape(quote(str(destination)))}: {_count(len(outcome.tensors), 'tensor')} pruned, "
+    display.out().print(
+        f"{escape(quote(str(destination)))}: {display.count(len(outcome.tensors), 'tensor')} pruned, "
         f"{100 * share:.2f} % of their elements are zero"
     )
+    display.print_left_out(outcome.left_out)
 
 
 @app.callback(invoke_without_command=True)
@@ -315,14 +282,27 @@ def _version(
 def main() -> None:
     """The entry point of the command."""
     # So that a terminated run, like an interrupted one, removes what it was writing.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may have what a terminal has not
     app()
+
+
+def _destination(source: Path, destination: str) -> Path:
+    """The destination as a path, which would not show what it was spelt like."""
+    if not destination:
+        raise UsageError("the name of the destination is empty")
+    if destination.endswith(os.sep) and not source.is_dir():
+        raise UsageError(f"{quote(destination)} names a directory, the source is a file: name a file")
+    return Path(destination)
 
 
 @contextmanager
 def _progress(what: str, path: Path) -> Iterator[Callable[[int], None]]:
     """A bar over the dense bytes of all tensors, on stderr, where that is a terminal."""
-    console = _err()
+    console = display.err()
     if not console.is_terminal:
         yield lambda done: None
         return
@@ -341,79 +321,3 @@ def _progress(what: str, path: Path) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
-
-
-def _print_json(members: dict[str, Any]) -> None:
-    print(json.dumps(members, indent=2, default=str))
-
-
-def _print_conversion(done: Conversion, as_json: bool) -> None:
-    if as_json:
-        _print_json(asdict(done))
-        return
-    out = _out()
-    change = 100 * (done.written_bytes / done.source_bytes - 1) if done.source_bytes else 0.0
-    out.print(
-        f"{escape(quote(str(done.destination)))}: {decimal(done.source_bytes)} → "
-        f"{decimal(done.written_bytes)} ({change:+.1f} %), {_count(done.tensors, 'tensor')}, "
-        f"{done.encoded} of them encoded"
-    )
-    for path in done.left_out:
-        out.print(f"left out: {escape(quote(str(path)))}")
-
-
-def _print_rows(rows: Sequence[Row], by_layer: bool) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("layer" if by_layer else "tensor", overflow="fold")
-    for column in ("dtype", "shape") if not by_layer else ("weights",):
-        table.add_column(column, justify="right" if by_layer else "left")
-    for column in ("zeros", "bits/weight", "saving"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        name = quote(row.name)[1:-1]
-        what = [f"{row.numel:,}"] if by_layer else [row.dtype, "×".join(map(str, row.shape)) or "scalar"]
-        table.add_row(*map(escape, [name, *what, *_figures(row)]))
-    _out().print(table)
-
-
-def _figures(row: Row) -> list[str]:
-    if row.unsupported is not None:
-        return ["", "", f"unsupported: {row.unsupported}"]
-    saves = row.encoded or row.endor_bytes < row.dense_bytes
-    return [
-        "" if row.sparsity is None else f"{100 * row.sparsity:.1f} %",
-        "" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
-        f"{100 * row.saving:.1f} %" if saves else "plain",
-    ]
-
-
-def _print_totals(found: Report) -> None:
-    out = _out()
-    kind = f"Endor {found.version}" if found.version is not None else "dense"
-    saved = max(0.0, 1 - found.endor_bytes / found.dense_bytes) if found.dense_bytes else 0.0
-    size = "Endor size" if found.version is not None else "as Endor it would take"
-    sizes = f"dense size {decimal(found.dense_bytes)}, {size} {decimal(found.endor_bytes)}"
-    out.print(
-        f"\n{escape(quote(found.path))} ({kind}): {_count(len(found.rows), 'tensor')}, "
-        f"{found.numel:,} elements\n"
-        f"{sizes}: {100 * saved:.1f} % saved"
-    )
-    per_weight = found.encoded_bits_per_weight
-    if per_weight is not None:
-        out.print(f"encoded tensors: {per_weight:.2f} bits per weight, padding and header included")
-    if not found.worth_it:
-        out.print(NOT_WORTH_IT)
-
-
-def _located(problem: verify.Problem) -> str:
-    where = [quote(problem.path)]
-    if problem.tensor is not None:
-        where.append(f"tensor {quote(problem.tensor)}")
-    if problem.offset is not None:
-        where.append(f"byte {problem.offset}")
-    rule = f" [rule {problem.rule}]" if problem.rule is not None else ""
-    return ", ".join(where) + f": {problem.message}{rule}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

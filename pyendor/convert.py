@@ -6,10 +6,10 @@ One tensor at a time is in memory. The destination appears complete or not at al
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pyendor import atomic, checkpoint, file, writer
 from pyendor.checkpoint import CONFIG, DENSE_CONFIG, Checkpoint
@@ -26,7 +26,8 @@ class Conversion:
         source, destination: file or directory.
         source_bytes, written_bytes: size of the weights files, headers included.
         tensors, encoded: number of logical tensors, and how many of them are encoded in the Endor file.
-        left_out: files of the source that were not carried over.
+        left_out: paths of the source that were not carried over, and why.
+        notes: what else a user should know.
     """
 
     source: Path
@@ -35,7 +36,8 @@ class Conversion:
     written_bytes: int
     tensors: int
     encoded: int
-    left_out: tuple[PurePosixPath, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 # Writes what an opened file becomes to a path.
@@ -70,7 +72,7 @@ def compress(
     def convert(opened: File, target: Path) -> None:
         if opened.layout.version is not None:
             raise UsageError(f"{quote(str(opened.path))} is an Endor file already")
-        with atomic.new_file(target, force=force) as stream:
+        with atomic.new_file(target, force=force, mode=mode_of(opened.path)) as stream:
             writer.write(
                 stream,
                 opened.sources(),
@@ -89,14 +91,15 @@ def compress(
     with beside(source, destination, force=force) as root:
         totals = convert_weights(found, root, checkpoint.endor_name, convert)
         for index in found.indices:
-            shutil.copyfile(source / index, root / checkpoint.original_index(index))
+            atomic.copy_file(source / index, root / checkpoint.original_index(index))
             names = set(checkpoint.read_index(source / index).values())
-            write_index(root, checkpoint.endor_name(index), map(checkpoint.endor_name, names))
+            write_index(root, checkpoint.endor_name(index), map(checkpoint.endor_name, names), source / index)
         if PurePosixPath(CONFIG) in found.carried:
-            config = checkpoint.read_config(source / CONFIG)
-            write_text(root / CONFIG, checkpoint.config_text(checkpoint.endor_config(config)))
+            config = checkpoint.endor_config(checkpoint.read_config(source / CONFIG))
+            write_text(root / CONFIG, checkpoint.config_text(config), source / CONFIG)
             atomic.copy_file(source / CONFIG, root / DENSE_CONFIG)
         carry(found, root, except_for={CONFIG})
+        checkpoint.scan(root)
     return Conversion(source, destination, *totals, found.left_out)
 
 
@@ -116,7 +119,7 @@ def decompress(
     def convert(opened: File, target: Path) -> None:
         if opened.layout.version is None:
             raise UsageError(f"{quote(str(opened.path))} is not an Endor file: nothing to decompress")
-        with atomic.new_file(target, force=force) as stream:
+        with atomic.new_file(target, force=force, mode=mode_of(opened.path)) as stream:
             writer.write_dense(
                 stream,
                 opened.sources(verify=True, backend=backend),
@@ -133,14 +136,11 @@ def decompress(
         totals = convert_weights(found, root, checkpoint.dense_name, convert)
         for index in found.indices:
             _restore_index(found, index, root)
-        if PurePosixPath(DENSE_CONFIG) in found.carried:
-            atomic.copy_file(source / DENSE_CONFIG, root / CONFIG)
-        elif PurePosixPath(CONFIG) in found.carried:
-            config = checkpoint.dense_config(checkpoint.read_config(source / CONFIG))
-            write_text(root / CONFIG, checkpoint.config_text(config))
+        notes = _restore_config(found, root)
         originals = {str(path) for path in found.carried if checkpoint.is_kept_original(str(path))}
         carry(found, root, except_for={CONFIG, *originals})
-    return Conversion(source, destination, *totals, found.left_out)
+        checkpoint.scan(root)
+    return Conversion(source, destination, *totals, found.left_out, notes)
 
 
 # Of a file or several: bytes of the source and of the result, logical tensors, encoded ones.
@@ -187,15 +187,21 @@ def beside(source: Path, destination: Path, *, force: bool) -> atomic.NewDirecto
         raise UsageError("the source lies in the destination; name a directory beside it")
     if destination.is_dir() and not _replaceable(destination):
         raise UsageError(
-            f"{quote(str(destination))} exists and is no model directory: it will not be replaced"
+            f"{quote(str(destination))} exists and is no plain model directory: "
+            "remove it yourself, or name another"
         )
-    return atomic.new_directory(destination, force=force)
+    return atomic.new_directory(destination, force=force, mode=source.stat().st_mode & 0o777)
 
 
 def _replaceable(directory: Path) -> bool:
-    """Whether a directory is empty or looks like a model: nothing else is ever removed."""
+    """Whether a directory is empty, or holds a model and no version control: nothing else is ever removed."""
     names = os.listdir(directory)
-    return not names or CONFIG in names or any(name.endswith(".safetensors") for name in names)
+    if not names:
+        return True
+    try:
+        return not set(names) & set(checkpoint.NOT_OURS) and bool(checkpoint.listing(directory).weights)
+    except UsageError:
+        return False
 
 
 def _check_compressible(found: Checkpoint) -> None:
@@ -210,8 +216,18 @@ def _check_compressible(found: Checkpoint) -> None:
             raise UsageError(f"{quote(str(found.root / CONFIG))} says that the weights are Endor already")
 
 
-def write_index(root: Path, index: str, names: Iterable[str]) -> None:
-    """Writes the index of weights files that are in ``root`` already."""
+def write_index(
+    root: Path, index: str, names: Iterable[str], like: Path, members: Mapping[str, Any] | None = None
+) -> None:
+    """Writes the index of weights files that are in ``root`` already.
+
+    Args:
+        root: the directory.
+        index: name of the index.
+        names: of the weights files.
+        like: a file whose mode it gets.
+        members: of its ``metadata``, besides ``total_size``.
+    """
     weight_map: dict[str, str] = {}
     total = 0
     for name in sorted(names):
@@ -219,30 +235,53 @@ def write_index(root: Path, index: str, names: Iterable[str]) -> None:
             for entry in opened.layout.header.entries.values():
                 weight_map[entry.name] = name
                 total += entry.nbytes
-    write_text(root / index, checkpoint.index_text(weight_map, total))
+    text = checkpoint.index_text(weight_map, {**(members or {}), "total_size": total})
+    write_text(root / index, text, like)
 
 
 def _restore_index(found: Checkpoint, index: str, root: Path) -> None:
     dense = checkpoint.dense_name(index)
     original = checkpoint.original_index(dense)
     if PurePosixPath(original) in found.carried:
-        shutil.copyfile(found.root / original, root / dense)
+        atomic.copy_file(found.root / original, root / dense)
         return
     names = set(checkpoint.read_index(found.root / index).values())
-    write_index(root, dense, map(checkpoint.dense_name, names))
+    write_index(root, dense, map(checkpoint.dense_name, names), found.root / index)
+
+
+def _restore_config(found: Checkpoint, root: Path) -> tuple[str, ...]:
+    """Writes the original config, or if it has been edited since, the edited one as a dense one."""
+    if PurePosixPath(CONFIG) not in found.carried:
+        return ()
+    config = checkpoint.read_config(found.root / CONFIG)
+    if PurePosixPath(DENSE_CONFIG) in found.carried:
+        original = checkpoint.read_config(found.root / DENSE_CONFIG)
+        if checkpoint.endor_config(original) == config:
+            atomic.copy_file(found.root / DENSE_CONFIG, root / CONFIG)
+            return ()
+    dense = checkpoint.config_text(checkpoint.dense_config(config))
+    write_text(root / CONFIG, dense, found.root / CONFIG)
+    if PurePosixPath(DENSE_CONFIG) not in found.carried:
+        return (f"{CONFIG} was put together again: its original, {DENSE_CONFIG}, is missing",)
+    return (f"{CONFIG} has been edited since it was compressed: the edited one was restored",)
 
 
 def carry(found: Checkpoint, root: Path, *, except_for: set[str]) -> None:
     """Copies the other files of a checkpoint."""
     for path in found.carried:
         if str(path) not in except_for:
+            if (root / path).exists():
+                raise UsageError(f"{quote(str(path))} is in the way: the result has a file of that name")
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             atomic.copy_file(found.root / path, root / path)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a new text file, flushed to disk."""
-    with open(path, "x", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+def write_text(path: Path, text: str, like: Path) -> None:
+    """Writes a new text file with the mode of another one, flushed to disk."""
+    with atomic.new_file(path, force=False, mode=mode_of(like)) as stream:
+        stream.write(text.encode())
+
+
+def mode_of(path: str | os.PathLike[str] | None) -> int:
+    """What a copy of a file may allow at most: nothing becomes readable that was not."""
+    return os.stat(path).st_mode & 0o666 if path is not None else 0o666

@@ -116,7 +116,11 @@ class EncodedTensor:
         size = (min(stop * layout.BLOCK, self.meta.numel) - first * layout.BLOCK) * itemsize
         size = max(size, 0)
         if out is None:
-            out = np.empty(size, np.uint8)
+            try:
+                out = np.empty(size, np.uint8)
+            except MemoryError:
+                found = f"its {size} bytes are too large for this machine's memory"
+                raise UnsupportedError(f"tensor {quote(self.name)}: {found}") from None
         elif out.dtype != np.uint8 or out.shape != (size,) or not out.flags.c_contiguous:
             raise ValueError(f"out must be a contiguous uint8 array of shape ({size},)")
         values, bitmap, index = (self.parts[role] for role in ("values", "bitmap", "index"))

@@ -11,10 +11,15 @@ import os
 LONGEST_QUOTE = 120
 
 
+def printable(text: str) -> str:
+    """Text from a file with everything escaped that does not print as itself."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def quote(text: str) -> str:
-    """Text from a file, in quotes, control characters escaped, cut to a readable length."""
+    """Text from a file, printable, in quotes, cut to a readable length."""
     shown = text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…"
-    return "'" + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown) + "'"
+    return f"'{printable(shown)}'"
 
 
 class EndorError(Exception):
@@ -49,7 +54,7 @@ class FormatError(EndorError, ValueError):
         super().__init__(rule, found, tensor, offset, self.path)
 
     def __str__(self) -> str:
-        where = [quote(self.path)] if self.path is not None else []
+        where = [f"'{printable(self.path)}'"] if self.path is not None else []
         if self.tensor is not None:
             where.append(f"tensor {quote(self.tensor)}")
         if self.offset is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import weakref
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from pyendor import container, layout
 from pyendor.container import Entry
-from pyendor.encoded import EncodedTensor
+from pyendor.encoded import DIGEST, EncodedTensor
 from pyendor.errors import FormatError, UnsupportedError, UsageError, quote
 from pyendor.layout import Layout
 from pyendor.reference import Bytes
@@ -41,9 +42,13 @@ class _FileStorage:
             os.close(self._descriptor)
             raise UsageError(f"{quote(self.path)} is not a regular file")
         self.length = status.st_size
+        # Also without close(), as users of safetensors are used to.
+        self._close = weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, start: int, stop: int) -> Bytes:
-        data = np.empty(stop - start, np.uint8)
+        if self._close.alive is False:
+            raise ValueError("the file is closed")
+        data = _allocated(stop - start)
         rest = data.data
         while rest:
             done = os.preadv(self._descriptor, [rest], stop - len(rest))
@@ -54,9 +59,7 @@ class _FileStorage:
         return data
 
     def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._close()
 
 
 class _MemoryStorage:
@@ -71,6 +74,13 @@ class _MemoryStorage:
 
     def close(self) -> None:
         pass
+
+
+def _allocated(size: int) -> Bytes:
+    try:
+        return np.empty(size, np.uint8)
+    except MemoryError:
+        raise UnsupportedError(f"a tensor of {size} bytes is too large for this machine's memory") from None
 
 
 class File:
@@ -95,6 +105,9 @@ class File:
         except UnsupportedError as error:
             storage.close()
             raise UnsupportedError(f"{quote(path)}: {error}" if path else str(error)) from None
+        except MemoryError:
+            storage.close()
+            raise UnsupportedError("the header is too large for this machine's memory") from None
         except BaseException:
             storage.close()
             raise
@@ -149,8 +162,8 @@ class File:
     def sources(self, *, verify: bool = False, backend: str | None = None) -> list[TensorSource]:
         """All tensors, decoded when they are read, in the order of their data.
 
-        A plain tensor of a dtype that this build does not know is carried as its bytes. Arguments are
-        those of :meth:`get_bytes`.
+        A plain tensor of a dtype that this build does not know is carried as its bytes. Arguments are those
+        of :meth:`get_bytes`, but a digest of an algorithm that this build does not know is passed over (D-4).
         """
         return [self._source(tensor, verify, backend) for tensor in self.layout.tensors.values()]
 
@@ -161,12 +174,13 @@ class File:
                 tensor.name, tensor.dtype, tensor.shape, part.nbytes, lambda: self._read(part)
             )
         tensor.require_supported()
+        known = (tensor.meta.digest or "").startswith(f"{DIGEST}:")
         return TensorSource(
             tensor.name,
             tensor.dtype,
             tensor.shape,
             tensor.nbytes,
-            lambda: self.get_bytes(tensor.name, verify=verify, backend=backend),
+            lambda: self.get_bytes(tensor.name, verify=verify and known, backend=backend),
         )
 
     def _read(self, part: Entry) -> Bytes:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from pyendor.errors import FormatError
+from pyendor.errors import FormatError, quote
 
 DEEPEST = 16
 LARGEST_INTEGER = 2**53 - 1
@@ -113,8 +113,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                shown = name.encode("utf-8", "backslashreplace").decode()
-                raise FormatError("J-2", f"JSON member {shown!r} occurs twice in one object")
+                raise FormatError("J-2", f"JSON member {quote(name)} occurs twice in one object")
             seen.add(name)
     return members
 

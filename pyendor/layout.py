@@ -17,8 +17,6 @@ from pyendor.metadata import TensorMeta
 BLOCK = 4096
 ALIGNMENT = 64
 
-_LOST_METADATA = (f".{metadata.KEY}.index", f".{metadata.KEY}.bitmap")
-
 
 @dataclass(frozen=True, slots=True)
 class PartSpec:
@@ -48,7 +46,8 @@ class Tensor:
     Attributes:
         name, dtype, shape: as a user of the file sees it.
         meta: its entry in the endor object; None for a plain tensor.
-        parts: its physical tensors by role; a plain tensor is all ``values``. None of an unsupported one.
+        parts: its physical tensors by role; a plain tensor is all ``values``, those of an unsupported one
+            go by their names.
         unsupported: what this build lacks to read it; None if it lacks nothing.
     """
 
@@ -164,7 +163,8 @@ def _encoded(name: str, meta: TensorMeta, extra: Sequence[str], header: Header) 
     if name not in header.entries:
         raise FormatError("T-2", "the endor object has it, the header does not", tensor=name)
     if meta.unsupported is not None:
-        return Tensor(name, meta.dtype, meta.shape, meta, {}, meta.unsupported)
+        hidden = {part: header.entries[part] for part in (name, *extra)}
+        return Tensor(name, meta.dtype, meta.shape, meta, hidden, meta.unsupported)
     assert meta.nnz is not None
     specs = part_specs(meta.dtype, meta.numel, meta.nnz)
     parts = {}
@@ -194,7 +194,7 @@ def _encoded(name: str, meta: TensorMeta, extra: Sequence[str], header: Header) 
 
 def _check_not_stripped(header: Header) -> None:
     for name, entry in header.entries.items():
-        if name.endswith(_LOST_METADATA):
+        if name.endswith(metadata.LOST_METADATA):
             raise FormatError(
                 "T-6",
                 "the file has parts of encoded tensors but no 'endor' metadata: a tool that re-saved "

@@ -17,6 +17,8 @@ from pyendor.errors import FormatError, UnsupportedError, quote
 KEY = "endor"
 MAJOR = 1
 LOWEST_VERSION = "1.0"
+# How names end that show, in a file without an endor object, that it has lost it (T-6).
+LOST_METADATA = (f".{KEY}.index", f".{KEY}.bitmap")
 
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\Z")
 _DIGEST = re.compile(r"([a-z0-9_]+):([0-9a-f]+)\Z")

@@ -1,4 +1,4 @@
-"""The front door for NumPy: ``safetensors.numpy``, argument for argument, over Endor files.
+"""The front door for NumPy: the functions of ``safetensors.numpy`` over Endor files.
 
 Plain safetensors files are read too. BF16 and the 8-bit floats come as the types of ``ml_dtypes``.
 """
@@ -158,10 +158,12 @@ def _sources(tensors: Mapping[str, Array]) -> list[TensorSource]:
 
 
 def _source(name: str, array: Array) -> TensorSource:
+    if isinstance(array, np.ma.MaskedArray):
+        raise UnsupportedError(f"tensor {quote(str(name))}: the format has no masks; save array.filled(...)")
     dtype = dtypes.from_numpy(array.dtype)
     if dtype is None:
         found = f"dtype {array.dtype} has no counterpart in the format"
-        raise UnsupportedError(f"tensor {quote(name)}: {found}")
+        raise UnsupportedError(f"tensor {quote(str(name))}: {found}")
     return TensorSource(name, dtype.name, array.shape, array.nbytes, _reader(array))
 
 

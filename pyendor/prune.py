@@ -8,7 +8,7 @@ Wanda (arXiv 2306.11695) and SparseGPT (arXiv 2301.00774), both in llm-compresso
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -30,8 +30,13 @@ Group = Literal["tensor", "row"]
 # Floats whose magnitude is ordered like their bits without the sign. (FNUZ types are not: 0x80 is their NaN.)
 PRUNABLE = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
 CONVERTIBLE = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
-# Matrices of numbered layers are pruned; not norms, embeddings, the head, nor what routes to experts.
-SPARED = ("*norm*", "*embed*", "*lm_head*", "*router*", "*.gate.weight")
+# The weights of numbered layers are pruned, fused experts too; not norms, embeddings, the head, scales,
+# adapters, nor what routes to experts.
+CHOSEN = ("*.weight", "*.experts.*")
+SPARED = (
+    *("*norm*", "*embed*", "*lm_head*", "*bias*", "*scale*", "*zero*", "*lora_*"),
+    *("*router*", "*gate.weight", "*gate.wg.weight"),
+)
 _CONFIG_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _CHUNK = 1 << 22
 
@@ -42,7 +47,7 @@ class Options:
 
     Attributes:
         sparsity: share of the elements to set to zero, 0 to 1.
-        group: compare magnitudes over a whole tensor, or within each row.
+        group: compare magnitudes over a whole tensor, or within each row, along its last dimension.
         include: globs of tensor names; empty for the default choice.
         exclude: globs of names to leave alone.
         dtype: convert all floats of 16 bits and more to this type first, a key of ``CONVERTIBLE``;
@@ -62,7 +67,8 @@ class Options:
         if self.include:
             return _matches(name, self.include)
         in_a_layer = any(part.isdecimal() for part in name.split("."))
-        return len(shape) >= 2 and in_a_layer and not _matches(name, SPARED)
+        chosen = in_a_layer and _matches(name, CHOSEN) and not _matches(name, SPARED)
+        return len(shape) >= 2 and chosen
 
     def result(self, dtype: str) -> str:
         """The dtype that a tensor is written in."""
@@ -76,11 +82,13 @@ class Outcome:
     Attributes:
         tensors: names of the pruned tensors.
         numel, zeros: elements of these, and how many of them are zero now.
+        left_out: paths of the source that were not carried over, and why.
     """
 
     tensors: list[str] = field(default_factory=list)
     numel: int = 0
     zeros: int = 0
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def prune(
@@ -103,23 +111,30 @@ def prune(
 
     def write(opened: File, target: Path) -> None:
         sources = [_pruned(tensor, options, outcome) for tensor in opened.sources()]
-        with atomic.new_file(target, force=force) as stream:
+        mode = convert.mode_of(opened.path)
+        with atomic.new_file(target, force=force, mode=mode) as stream:
             writer.write_dense(stream, sources, opened.layout.header.metadata, progress=progress)
 
     if not source.is_dir():
         convert.convert_file(source, destination, write)
         return outcome
     found = checkpoint.scan(source)
+    outcome.left_out = found.left_out
     with convert.beside(source, destination, force=force) as root:
         convert.convert_weights(found, root, str, write)
         for index in found.indices:
-            convert.write_index(root, index, set(checkpoint.read_index(source / index).values()))
+            names = set(checkpoint.read_index(source / index).values())
+            members = checkpoint.read_config(source / index).get("metadata")
+            convert.write_index(
+                root, index, names, source / index, members if isinstance(members, dict) else None
+            )
         rewritten = set()
         if options.dtype is not None and PurePosixPath(CONFIG) in found.carried:
             config = _with_dtype(checkpoint.read_config(source / CONFIG), options.dtype)
-            convert.write_text(root / CONFIG, checkpoint.config_text(config))
+            convert.write_text(root / CONFIG, checkpoint.config_text(config), source / CONFIG)
             rewritten.add(CONFIG)
         convert.carry(found, root, except_for=rewritten)
+        checkpoint.scan(root)
     return outcome
 
 
@@ -130,7 +145,7 @@ def prune_bytes(dense: Bytes, dtype: DType, shape: tuple[int, ...], sparsity: fl
     every machine. NaNs count as largest.
     """
     words = dense.view(f"<u{dtype.itemsize}").copy()
-    rows = words.reshape(shape[0], -1) if group == "row" and shape else words.reshape(1, -1)
+    rows = words.reshape(-1, shape[-1]) if group == "row" and shape and words.size else words.reshape(1, -1)
     goal = int(Fraction(str(sparsity)) * rows.shape[1])
     if goal and words.size:
         step = max(1, _CHUNK // rows.shape[1])
@@ -200,14 +215,33 @@ def _check_source(source: Path, options: Options) -> None:
             raise UsageError(f"{quote(str(source))} is Endor: decompress it first")
         tensors = opened.layout.tensors.values()
         some = some or any(options.selects(t.name, t.dtype, t.shape) for t in tensors)
+    if source.is_dir():
+        config = source / CONFIG
+        method = checkpoint.quantization(checkpoint.read_config(config)) if config.exists() else None
+        if method is not None and not options.include:
+            raise UsageError(
+                f"{quote(str(source))} is quantized ({quote(str(method.get('quant_method')))}): prune before "
+                "quantizing, or say with --include what to prune"
+            )
     if not some:
         wanted = ", ".join(map(quote, options.include)) or "the matrices of numbered layers"
         raise UsageError(f"nothing to prune: no float tensor matches {wanted}; see endor inspect")
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    known = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
-    return config | dict.fromkeys(known, _CONFIG_DTYPES[CONVERTIBLE[dtype]])
+    """The config with the dtypes that it names, nested ones too, changed to this one."""
+    name = _CONFIG_DTYPES[CONVERTIBLE[dtype]]
+    changed = _renamed(config, name)
+    return changed if {"dtype", "torch_dtype"} & changed.keys() else changed | {"torch_dtype": name}
+
+
+def _renamed(config: dict[str, Any], name: str) -> dict[str, Any]:
+    def member(key: str, value: Any) -> Any:
+        if key in {"dtype", "torch_dtype"} and value in _CONFIG_DTYPES.values():
+            return name
+        return _renamed(value, name) if isinstance(value, dict) else value
+
+    return {key: member(key, value) for key, value in config.items()}
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -5,6 +5,7 @@ Everything here is data; :mod:`pyendor.cli` prints it.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections import defaultdict
@@ -13,11 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pyendor import backends, checkpoint, dtypes, layout
-from pyendor.errors import UnsupportedError
+from pyendor import atomic, backends, checkpoint, dtypes, layout
+from pyendor.errors import UsageError, printable, quote
 from pyendor.file import File
 from pyendor.writer import Progress, worth_encoding
 
+MOST_LAYERS = 512
 _LAYER = re.compile(r"(?:^|\.)([0-9]{1,6})\.")
 
 
@@ -112,7 +114,7 @@ class Report:
     @property
     def encoded_bits_per_weight(self) -> float | None:
         """Bits per element of the encoded tensors, the whole header of their files charged to them."""
-        rows = [row for row in self.rows if row.encoded]
+        rows = [row for row in self.rows if row.encoded and row.unsupported is None]
         numel = sum(row.numel for row in rows)
         if not numel:
             return None
@@ -167,7 +169,7 @@ def _row(opened: File, tensor: layout.Tensor, backend: str | None) -> Row:
             shape=tensor.shape,
             file=name,
             encoded=tensor.meta is not None,
-            numel=tensor.numel,
+            numel=0,  # what it says of itself was not checked
             nnz=None,
             dense_bytes=stored,
             stored_bytes=stored,
@@ -198,19 +200,33 @@ def _row(opened: File, tensor: layout.Tensor, backend: str | None) -> Row:
     )
 
 
-def plot(report: Report, path: Path) -> None:
-    """Draws sparsity and size by layer.
+def check_plot(path: Path, *, force: bool) -> None:
+    """Whether :func:`plot` can write there, before hours of reading.
 
     Raises:
-        UnsupportedError: matplotlib is not installed.
+        UsageError: it cannot.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        message = "--plot needs matplotlib: pip install 'pyendor[plot]'"
-        raise UnsupportedError(message) from error
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib: pip install 'pyendor[plot]'")
+    if path.suffix != ".png":
+        raise UsageError(f"{quote(str(path))}: the plot is a PNG file, its name ends with .png")
+    if path.exists() and not force:
+        raise UsageError(f"{quote(str(path))} exists; --force replaces it")
+
+
+def plot(report: Report, path: Path, *, force: bool = False) -> None:
+    """Draws sparsity and size by layer to a PNG file.
+
+    Raises:
+        UsageError: as :func:`check_plot`; or there are more layers than can be drawn.
+    """
+    check_plot(path, force=force)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     layers = by_layer(report.rows)
+    if len(layers) > MOST_LAYERS:
+        raise UsageError(f"{len(layers)} layers are too many to draw; the most are {MOST_LAYERS}")
     names = list(layers)
     places = range(len(names))
     figure = Figure(figsize=(max(6.4, 0.32 * len(names) + 2), 5.6), layout="constrained")
@@ -219,7 +235,8 @@ def plot(report: Report, path: Path) -> None:
     above.bar(places, [100 * (layer.sparsity or 0) for layer in layers.values()], color="#5b8def")
     above.set_ylabel("zeros, %")
     above.set_ylim(0, 100)
-    above.set_title(f"{os.path.basename(os.path.normpath(report.path))}: sparsity and size by layer")
+    name = printable(os.path.basename(os.path.abspath(report.path)))
+    above.set_title(f"{name}: sparsity and size by layer", parse_math=False)
     mib = 1 << 20
     dense = [layer.dense_bytes / mib for layer in layers.values()]
     endor = [layer.endor_bytes / mib for layer in layers.values()]
@@ -230,7 +247,8 @@ def plot(report: Report, path: Path) -> None:
     below.legend(frameon=False)
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    with atomic.new_file(path, force=force) as stream:
+        figure.savefig(stream, format="png", dpi=120)
 
 
 def by_layer(rows: Sequence[Row]) -> dict[str, Row]:

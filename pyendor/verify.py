@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pyendor import checkpoint, file
-from pyendor.errors import FormatError, UnsupportedError
+from pyendor.errors import FormatError, UnsupportedError, printable
 from pyendor.file import File
 from pyendor.layout import Tensor
 from pyendor.writer import Progress
@@ -89,14 +89,12 @@ def verify(
         OSError: it cannot be read.
     """
     result = Verification()
-    names: list[Path] = []
-    try:
-        names = checkpoint.weight_files(path)
-        if path.is_dir():
-            for index in checkpoint.scan(path).indices:
-                checkpoint.check_index(path, index)
-    except (FormatError, UnsupportedError) as error:
-        result.problems.append(_problem(error, path))
+    if path.is_dir():
+        found = checkpoint.listing(path)
+        names = [path / name for name in found.weights]
+        result.problems += [_problem(error, path) for error in checkpoint.faults(found)]
+    else:
+        names = [path]
     for name in names:
         result.files += 1
         try:
@@ -106,13 +104,18 @@ def verify(
             continue
         with opened:
             for tensor in opened.layout.tensors.values():
+                if tensor.unsupported is not None:
+                    result.tensors += 1
+                    result.encoded += tensor.meta is not None
+                    lacks = f"it has {tensor.unsupported}, which this build does not know"
+                    result.problems.append(Problem("unsupported", lacks, str(name), tensor=tensor.name))
+                    continue
                 try:
                     _check(opened, tensor, result, check_digests, sums, backend)
                 except (FormatError, UnsupportedError) as error:
                     result.problems.append(_problem(error, name, tensor.name))
-                if progress is not None and tensor.unsupported is None:
+                if progress is not None:
                     progress(tensor.nbytes)
-    result.problems = list(dict.fromkeys(result.problems))
     return result
 
 
@@ -151,7 +154,6 @@ def _check(
     """Decodes a tensor with all its checks."""
     result.tensors += 1
     result.encoded += tensor.meta is not None
-    tensor.require_supported()
     encoded = opened.get_encoded(tensor.name) if tensor.meta is not None else None
     data = encoded.decode(backend=backend) if encoded is not None else opened.get_bytes(tensor.name)
     if sums:
@@ -172,8 +174,8 @@ def _tensors(path: Path, stack: ExitStack) -> dict[str, File]:
 def _difference(ours: File, theirs: File, name: str) -> str | None:
     mine, other = ours.tensor(name), theirs.tensor(name)
     if (mine.dtype, mine.shape) != (other.dtype, other.shape):
-        shapes = f"{mine.dtype} {list(mine.shape)}, not {other.dtype} {list(other.shape)}"
-        return f"is {shapes}"
+        mine_is, other_is = (f"{printable(t.dtype)} {list(t.shape)}" for t in (mine, other))
+        return f"is {mine_is}, not {other_is}"
     left, right = ours.get_bytes(name), theirs.get_bytes(name)
     if np.array_equal(left, right):
         return None

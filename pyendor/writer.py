@@ -6,6 +6,7 @@ hold one tensor at a time in memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -74,6 +75,7 @@ def write(
         progress: called with dense bytes as they are done, half of them in each pass.
         backend: the codec to use.
     """
+    _check_arguments(sources, user_metadata, min_saving)
     plan = _plan(sources, min_saving, backend, progress)
     encoded = [source for source in sources if source.name in plan]
     plain = sorted((source for source in sources if source.name not in plan), key=_bits, reverse=True)
@@ -114,8 +116,16 @@ def write_dense(
 ) -> None:
     """Writes a plain safetensors file, laid out as the safetensors package does it.
 
-    So the dense file that a checkpoint came from, if that package wrote it, comes back byte for byte.
+    So the file that a checkpoint came from, if that package wrote it with at most one member of metadata,
+    comes back byte for byte. (It writes several in random order.)
     """
+    _check_arguments(sources, user_metadata, None)
+    for source in sources:
+        if source.name.endswith(metadata.LOST_METADATA):
+            raise UsageError(
+                f"tensor {quote(source.name)}: a dense file with this name would be taken for an Endor file "
+                "without its metadata [rule T-6]"
+            )
     rank = {dtype.name: place for place, dtype in enumerate(dtypes.TABLE)}
     ordered = sorted(sources, key=lambda source: (-rank.get(source.dtype, -1), source.name))
     entries = _place((s.name, s.dtype, s.shape, s.nbytes) for s in ordered)
@@ -192,6 +202,23 @@ def _place(tensors: Iterable[_Physical]) -> list[Entry]:
 def _bits(source: TensorSource) -> int:
     dtype = dtypes.BY_NAME.get(source.dtype)
     return dtype.bits if dtype is not None else 0
+
+
+def _check_arguments(
+    sources: Sequence[TensorSource],
+    user_metadata: Mapping[str, str] | None,
+    min_saving: float | None,
+) -> None:
+    for source in sources:
+        if not isinstance(source.name, str):
+            raise UsageError(f"the name of a tensor is {source.name!r}, not a string")
+    for key, value in (user_metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise UsageError(f"metadata is not text: {key!r}: {value!r}")
+        if key == metadata.KEY:
+            raise UsageError(f"the member {key!r} of metadata is the format's own")
+    if min_saving is not None and not math.isfinite(min_saving):
+        raise UsageError(f"min_saving {min_saving} is no share")
 
 
 def _report(progress: Progress | None, done: int) -> None:

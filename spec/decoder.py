@@ -591,20 +591,28 @@ def check_digest(name: str, tensor: Logical, parts: list[bytes]) -> str | None:
 
 INDEX_NAME = re.compile(r"model\.safetensors\.index\.endor(\..+)?\.json", re.DOTALL)
 WEIGHTS_NAME = re.compile(r"model\.endor(|[.-].*)\.safetensors", re.DOTALL)
+DENSE_NAME = re.compile(
+    r"model([.-].*)?\.safetensors|pytorch_model.*\.bin"
+    r"|model\.safetensors\.index(?!\.(endor|dense)\.)\..*json",
+    re.DOTALL,
+)
 SHARD_NAME = re.compile(r"model\.endor(\..+?)??-[0-9]{5}-of-[0-9]{5}\.safetensors", re.DOTALL)
 UNSAFE = re.compile(r"[/\\:\x00-\x1f]")
 
 
 def open_directory(path: str) -> list[File]:
     names = sorted(os.listdir(path))
-    weights = {name for name in names if re.fullmatch(r"(?s)model.*\.safetensors", name)}
-    ours = set(filter(WEIGHTS_NAME.fullmatch, weights))
-    dense = weights - ours | {n for n in names if re.fullmatch(r"(?s)pytorch_model.*\.bin", n)}
-    check(not ours or not dense, "K-5", "dense weights beside Endor weights")
-    if "config.json" in names:
-        check_config(os.path.join(path, "config.json"))
+    ours = set(filter(WEIGHTS_NAME.fullmatch, names))
+    dense = set(filter(DENSE_NAME.fullmatch, names)) - ours
+    check(not ours or not dense, "K-5", "dense weights or their index beside Endor weights")
+    for config in {"config.json", "config.dense.json"}.intersection(names):
+        check_config(os.path.join(path, config))
     # Where there are several variants, the one without a further name is meant.
     indices = sorted(filter(INDEX_NAME.fullmatch, names), key=len)
+    for file_name in sorted(ours):
+        shard = SHARD_NAME.fullmatch(file_name)
+        missing = shard and f"model.safetensors.index.endor{shard[1] or ''}.json" not in indices
+        check(not missing, "K-2", f"{shown(file_name)} has no index")
     singles = sorted(ours, key=len)
     if not indices and len(singles) != 1:
         raise Unsupported(f"a directory with {len(ours)} Endor files and no index")
@@ -624,6 +632,11 @@ def open_directory(path: str) -> list[File]:
         found = SHARD_NAME.fullmatch(file_name)
         stray = found and variant and found[1] == variant[1]
         check(not stray, "K-2", f"{shown(file_name)} is not in the index")
+    kept = os.path.join(path, indices[0].replace("index.endor", "index.dense", 1))
+    if os.path.exists(kept):
+        restored = {file_name.replace("model.endor", "model", 1) for file_name in ours}
+        named = set(read_index(kept).values())
+        check(named <= restored, "K-10", "the kept index names files that are not restored")
     files = {file_name: open_shard(path, file_name) for file_name in sorted(shards)}
     for file_name, file in files.items():
         for name in sorted(shards[file_name] ^ file.physical.keys()):

@@ -26,6 +26,7 @@ ORDER: list[set[str]] = [
     {"checkpoint"},
     {"convert"},
     {"prune", "report", "verify", "numpy"},
+    {"display"},
     {"cli"},
     {"__main__"},
 ]

@@ -81,6 +81,10 @@ def test_json_wherever_a_script_would_want_it(sharded: Path, tmp_path: Path) -> 
         (["compress", "good", "x", "--backend", "magic"], 2, "no backend"),
         (["compress", "good"], 2, "DST"),
         (["nonsense"], 2, "nonsense"),
+        (["compress", "good", ""], 2, "empty"),
+        (["compress", "good", "x/"], 2, "name a file"),
+        (["compress", "good", "x", "--min-saving", "nan"], 2, "saving"),
+        (["inspect", "good", "--plot", "plot.txt"], 2, "PNG"),
         (["prune", "good", "x", "--sparsity", "2"], 2, "sparsity"),
     ],
 )
@@ -109,13 +113,29 @@ def test_errors_as_json(tmp_path: Path) -> None:
 
 
 def test_names_cannot_steer_a_terminal(tmp_path: Path) -> None:
-    name = "\\u001b[31m[bold]\\n"
-    text = f'{{"{name}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}'
-    (tmp_path / "x").write_bytes(raw_file(text.encode(), b"1"))
-    run = endor("inspect", "x", cwd=tmp_path)
-    assert run.returncode == 0
-    assert "\x1b" not in run.stdout
-    assert "\\x1b[31m[bold]\\n" in run.stdout
+    evil = "\x1b[31m[bold]\n\x9b:heart:\\"
+    plain = {evil: entry(evil, [1], 0, 1), "y": entry("U8", [1], 1, 2)}
+    (tmp_path / "plain").write_bytes(raw_file(plain, b"12"))
+    meta = {"dtype": evil, "shape": [1], "positions": evil, "values": evil}
+    endor_object = json.dumps({"version": "1.0", "tensors": {evil: meta}})
+    encoded = {"__metadata__": {"endor": endor_object}, evil: entry(evil, [1], 0, 1)}
+    (tmp_path / "encoded").write_bytes(raw_file(encoded, b"1"))
+    (tmp_path / "broken").write_bytes(raw_file({evil: entry("U8", [1], 0, 2)}, b"12"))
+    (tmp_path / "other").write_bytes(raw_file({"y": entry(evil, [1], 0, 1)}, b"1"))
+    for name in ("plain", "encoded", "broken"):
+        for command in (
+            ["inspect", name],
+            ["inspect", name, "--by-layer"],
+            ["verify", name, "--sums"],
+            ["verify", name, "--against", "other"],
+            ["compress", name, f"{name}-c"],
+            ["decompress", name, f"{name}-d"],
+            ["prune", name, f"{name}-p", "--include", evil],
+        ):
+            run = endor(*command, cwd=tmp_path)
+            assert not set("\x1b\x9b\x07❤") & set(run.stdout + run.stderr), command
+            assert "Traceback" not in run.stderr
+    assert "\\x1b[31m[bold]\\n\\x9b:heart:\\" in endor("inspect", "plain", cwd=tmp_path).stdout
 
 
 def test_not_worth_encoding_is_said_plainly(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_decoder_written_from_the_specification_alone(pruned: Path, compressed: 
 def test_sharded_checkpoint(sharded: Path, tmp_path: Path) -> None:
     before = tree(sharded)
     done = convert.compress(sharded, tmp_path / "endor")
-    assert (done.tensors, done.encoded, done.left_out) == (8, 4, ())
+    assert (done.tensors, done.encoded, done.left_out) == (8, 4, {})
     names = set(tree(tmp_path / "endor"))
     assert names == {
         "model.endor-00001-of-00002.safetensors",
@@ -134,7 +134,7 @@ def test_other_copies_of_the_weights_are_left_out_and_named(sharded: Path, tmp_p
     (sharded / ".git").mkdir()
     (sharded / ".git" / "HEAD").write_bytes(b"x")
     done = convert.compress(sharded, tmp_path / "endor")
-    named = {str(path) for path in done.left_out}
+    named = set(done.left_out)
     assert named == {".git", "pytorch_model.bin", "consolidated.00.pth", "model.Q4.gguf"}
     assert not named & {path.name for path in (tmp_path / "endor").iterdir()}
 
@@ -205,8 +205,6 @@ def test_directories_that_are_refused(sharded: Path, tmp_path: Path) -> None:
     refused(sharded, sharded / "config.json", "in the source")
     (tmp_path / "file").write_bytes(b"x")
     refused(sharded, tmp_path / "file", "not a directory", force=True)
-    os.mkfifo(sharded / "pipe")
-    refused(sharded, tmp_path / "x", "neither a file nor a directory")
 
 
 def test_destination_that_exists(sharded: Path, tmp_path: Path) -> None:
@@ -219,8 +217,11 @@ def test_destination_that_exists(sharded: Path, tmp_path: Path) -> None:
     assert "stale" not in tree(target)
     home = tmp_path / "home"
     home.mkdir()
-    (home / "thesis.tex").write_bytes(b"x")
-    refused(sharded, home, "no model directory", force=True)
+    for name in ("thesis.tex", "config.json", "other.safetensors"):
+        (home / name).write_bytes(b"x")
+        refused(sharded, home, "no plain model directory", force=True)
+    (target / ".git").mkdir()
+    refused(sharded, target, "no plain model directory", force=True)
     shard = sharded / "model-00001-of-00002.safetensors"
     refused(shard, shard, "same file", force=True)
     refused(shard, target, "name a file")
@@ -262,6 +263,9 @@ def forget(index: dict[str, dict[str, str]], shard: str) -> None:
     [
         (lambda root, index: (root / SHARD).unlink(), "K-2"),
         (lambda root, index: index["weight_map"].pop("layers.4.weight"), None),
+        (lambda root, index: (root / INDEX).rename(root / "elsewhere"), None),
+        (lambda root, index: shutil.copy(root / SHARD.replace("2-", "1-", 1), root / SHARD), "K-3"),
+        (lambda root, index: (root / INDEX.replace("index", "index.endor")).write_text("{}"), "K-5"),
         (lambda root, index: forget(index, SHARD), "K-2"),
         (lambda root, index: index["weight_map"].update(x="../" + SHARD), "K-1"),
         (lambda root, index: index["weight_map"].update(x="/etc/passwd"), "K-1"),
@@ -297,6 +301,96 @@ def test_broken_index(sharded: Path, tmp_path: Path, text: bytes, rule: str) -> 
     assert caught.value.rule == rule
 
 
+def test_what_belongs_to_nobody_is_left_out_and_named(sharded: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "id_rsa"
+    secret.write_text("secret")
+    os.mkfifo(sharded / "pipe")
+    (sharded / "notes.txt").symlink_to(secret)
+    (sharded / "broken").symlink_to("nowhere")
+    (sharded / "above").symlink_to("..")
+    (sharded / "inside.json").symlink_to("tokenizer.json")
+    done = convert.compress(sharded, tmp_path / "endor")
+    assert done.left_out == {
+        "pipe": "not a file",
+        "notes.txt": "a link that leaves the directory",
+        "broken": "a link to nothing",
+        "above": "not a file",
+    }
+    assert (tmp_path / "endor" / "inside.json").read_text() == "{}"
+
+
+def test_nothing_becomes_readable_that_was_not(sharded: Path, tmp_path: Path) -> None:
+    sharded.chmod(0o700)
+    for path in sharded.iterdir():
+        if path.is_file():
+            path.chmod(0o600)
+    convert.compress(sharded, tmp_path / "endor")
+    convert.decompress(tmp_path / "endor", tmp_path / "back")
+    for root in (tmp_path / "endor", tmp_path / "back"):
+        assert root.stat().st_mode & 0o077 == 0
+        assert all(path.stat().st_mode & 0o077 == 0 for path in root.iterdir() if path.is_file())
+
+
+def test_directory_that_somebody_makes_meanwhile(sharded: Path, tmp_path: Path) -> None:
+    target = tmp_path / "endor"
+
+    def race(done: int) -> None:
+        target.mkdir(exist_ok=True)
+        (target / "thesis.tex").write_bytes(b"x")
+
+    with pytest.raises(UsageError, match="meanwhile"):
+        convert.compress(sharded, target, progress=race)
+    assert tree(target) == {"thesis.tex": b"x"}
+
+
+def test_kept_index_cannot_leave_the_directory(sharded: Path, tmp_path: Path) -> None:
+    convert.compress(sharded, tmp_path / "endor")
+    kept = tmp_path / "endor" / "model.safetensors.index.dense.json"
+    good = kept.read_text()
+    for name, rule in (("../../x.safetensors", "K-1"), ("model-00009-of-00009.safetensors", "K-10")):
+        kept.write_text(good.replace(SHARD, name))
+        assert {problem.rule for problem in verify.verify(tmp_path / "endor").problems} == {rule}
+        with pytest.raises(FormatError) as caught:
+            convert.decompress(tmp_path / "endor", tmp_path / "back")
+        assert caught.value.rule == rule
+    assert not (tmp_path / "back").exists()
+
+
+def test_names_that_are_not_those_of_weights_are_carried(sharded: Path, tmp_path: Path) -> None:
+    shutil.copy(sharded / SHARD, sharded / "model_fp16.safetensors")
+    convert.compress(sharded, tmp_path / "endor")
+    assert (tmp_path / "endor" / "model_fp16.safetensors").exists()
+    convert.decompress(tmp_path / "endor", tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(sharded)
+
+
+def test_edited_config_is_not_lost(sharded: Path, tmp_path: Path) -> None:
+    convert.compress(sharded, tmp_path / "endor")
+    path = tmp_path / "endor" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": 42}))
+    done = convert.decompress(tmp_path / "endor", tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["eos_token_id"] == 42
+    assert "quantization_config" not in config
+    assert "edited" in done.notes[0]
+
+
+def test_unknown_digest_does_not_keep_anybody_from_the_tensors(tmp_path: Path) -> None:
+    source = tmp_path / "a"
+    safetensors.numpy.save_file({"w": np.zeros((64, 64))}, source, {"format": "pt"})
+    convert.compress(source, tmp_path / "b")
+    (tmp_path / "b").write_bytes((tmp_path / "b").read_bytes().replace(b"xxh3_64:", b"blake_3:"))
+    convert.decompress(tmp_path / "b", tmp_path / "c")
+    assert filecmp.cmp(source, tmp_path / "c", shallow=False)
+
+
+def test_names_that_a_dense_file_must_not_have(tmp_path: Path) -> None:
+    save_file({"w.endor.index": np.zeros(8)}, tmp_path / "a")
+    with pytest.raises(UsageError, match="T-6"):
+        convert.decompress(tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
 def test_damage_is_found_when_decompressing(sharded: Path, tmp_path: Path) -> None:
     convert.compress(sharded, tmp_path / "endor")
     shard = tmp_path / "endor" / "model.endor-00001-of-00002.safetensors"
@@ -329,7 +423,8 @@ def test_full_disk_and_interrupt_leave_all_as_it_was(
     with pytest.raises(type(error)):
         convert.compress(sharded, target, force=True, progress=fail)
     assert tree(tmp_path) == before
-    # The same where only the very last step fails, the renaming.
+    # The same where only the very last step fails, the renaming, on systems that cannot exchange at once.
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(type(error)):
         convert.compress(sharded, target, force=True)
@@ -343,6 +438,7 @@ def test_failing_to_swap_puts_the_old_directory_back(
     convert.compress(sharded, target)
     before = tree(tmp_path)
     real = os.rename
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     steps = iter([real, lambda a, b: os.stat("/missing"), real])
 
     def rename(a: Path, b: Path) -> None:
@@ -364,12 +460,12 @@ def test_full_disk_for_real(sharded: Path, tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", code, sharded, tmp_path / "endor"], capture_output=True, text=True, check=False
     )
-    assert run.returncode == 1
-    assert "File too large" in run.stderr
+    assert run.returncode == 2
+    assert "model.endor-00001-of-00002.safetensors': File too large" in run.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"sharded"}
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_terminated_run_leaves_nothing(tmp_path: Path, how: signal.Signals) -> None:
     source = tmp_path / "big.safetensors"
     save_file({f"t{i}": np.zeros(1 << 22, np.float64) for i in range(8)}, source, min_saving=1.0)

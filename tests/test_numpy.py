@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import ml_dtypes
@@ -114,6 +115,56 @@ def test_loaded_arrays_can_be_written_to(tensors: dict[str, np.ndarray]) -> None
 def test_other_dtypes_are_refused(array: np.ndarray) -> None:
     with pytest.raises(UnsupportedError, match="no counterpart"):
         ours.save({"x": array})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"metadata": {"a": 1}}, "not text"),
+        ({"metadata": {1: "a"}}, "not text"),
+        ({"metadata": {"endor": "x"}}, "the format's own"),
+        ({"min_saving": float("nan")}, "no share"),
+        ({"min_saving": float("-inf")}, "no share"),
+    ],
+)
+def test_arguments_that_would_make_no_file(tmp_path: Path, arguments: dict[str, object], match: str) -> None:
+    path = tmp_path / "x"
+    ours.save_file({"x": np.zeros(3)}, path)
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match=match):
+        ours.save_file({"x": np.zeros(3)}, path, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="not a string"):
+        ours.save_file({3: np.zeros(3)}, path)  # type: ignore[dict-item]
+    assert path.read_bytes() == before
+
+
+def test_masks_are_not_dropped_silently() -> None:
+    with pytest.raises(UnsupportedError, match="mask"):
+        ours.save({"x": np.ma.masked_array(np.zeros(3), [True, False, True])})
+
+
+def test_files_are_closed_without_anybody_closing_them(tmp_path: Path) -> None:
+    ours.save_file({"x": np.zeros(3)}, tmp_path / "x")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        opened = ours.safe_open(tmp_path / "x")
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    with opened:
+        pass
+    with pytest.raises(ValueError, match="closed"):
+        opened.get_tensor("x")
+
+
+def test_tensors_beyond_all_memory_are_unsupported(tmp_path: Path) -> None:
+    size = 1 << 46
+    with open(tmp_path / "x", "wb") as stream:
+        stream.write(raw_file({"x": entry("U8", [size], 0, size)}))
+        try:
+            stream.truncate(stream.tell() + size)
+        except OSError:
+            pytest.skip("the file system has no files of this size")
+    with ours.safe_open(tmp_path / "x") as opened, pytest.raises(UnsupportedError, match="memory"):
+        opened.get_tensor("x")
 
 
 def test_types_that_numpy_lacks_are_unsupported() -> None:

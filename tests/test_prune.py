@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import pyendor.numpy
 from pyendor import dtypes, prune, report
-from pyendor.errors import UnsupportedError, UsageError
+from pyendor.errors import UsageError
 from pyendor.prune import Options
 
 
@@ -72,6 +72,13 @@ def test_nans_stay_and_minus_zero_goes() -> None:
         ("model.layers.0.mlp.gate.weight", (4, 4), False),
         ("model.layers.0.mlp.gate_proj.weight", (4, 4), True),
         ("pooler.dense.weight", (4, 4), False),
+        ("model.layers.0.mlp.shared_expert_gate.weight", (1, 4), False),
+        ("model.layers.0.mlp.gate.wg.weight", (4, 4), False),
+        ("model.layers.0.mlp.up_proj.weight_scale", (4, 1), False),
+        ("backbone.layers.0.mixer.A_log", (4, 4), False),
+        ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", (4, 4), False),
+        ("h.0.attn.bias", (1, 1, 4, 4), False),
+        ("layers.0.q_proj.lora_A.weight", (4, 4), False),
     ],
 )
 def test_default_choice(name: str, shape: tuple[int, ...], selected: bool) -> None:
@@ -99,13 +106,37 @@ def test_directory(sharded: Path, tmp_path: Path) -> None:
     assert np.all(loaded["layers.2.norm"] == 1)
 
 
+def test_rows_of_fused_experts_run_along_the_last_dimension(rng: np.random.Generator) -> None:
+    weights = rng.standard_normal((3, 4, 10)).astype(np.float32)
+    dense = weights.reshape(-1).view(np.uint8)
+    pruned = prune.prune_bytes(dense, dtypes.BY_NAME["F32"], (3, 4, 10), 0.5, "row")
+    assert np.all((pruned.view(np.float32).reshape(3, 4, 10) == 0).sum(axis=2) == 5)
+
+
+def test_quantized_models_are_not_pruned_by_mistake(sharded: Path, tmp_path: Path) -> None:
+    (sharded / "config.json").write_text('{"quantization_config": {"quant_method": "fp8"}}')
+    with pytest.raises(UsageError, match="quantized"):
+        prune.prune(sharded, tmp_path / "x", Options())
+    prune.prune(sharded, tmp_path / "x", Options(include=["*.weight"]))
+
+
+def test_dtypes_in_nested_configs_follow(sharded: Path, tmp_path: Path) -> None:
+    config = {"dtype": "float32", "text_config": {"torch_dtype": "float32", "dtype": "other"}}
+    (sharded / "config.json").write_text(json.dumps(config))
+    prune.prune(sharded, tmp_path / "x", Options(dtype="bf16"))
+    assert json.loads((tmp_path / "x" / "config.json").read_text()) == {
+        "dtype": "bfloat16",
+        "text_config": {"torch_dtype": "bfloat16", "dtype": "other"},
+    }
+
+
 def test_conversion_rounds_to_nearest_and_refuses_to_overflow(tmp_path: Path) -> None:
     weights = np.array([[1.0, 1 + 2**-8, 1 + 3 * 2**-8, np.inf]], np.float32)
-    safetensors.numpy.save_file({"layers.0.w": weights}, tmp_path / "a")
+    safetensors.numpy.save_file({"layers.0.weight": weights}, tmp_path / "a")
     prune.prune(tmp_path / "a", tmp_path / "b", Options(sparsity=0, dtype="bf16"))
-    loaded = pyendor.numpy.load_file(tmp_path / "b")["layers.0.w"].astype(np.float32)
+    loaded = pyendor.numpy.load_file(tmp_path / "b")["layers.0.weight"].astype(np.float32)
     assert loaded.tolist() == [[1.0, 1.0, 1 + 2**-6, np.inf]]
-    safetensors.numpy.save_file({"layers.0.w": np.full((1, 2), 1e6, np.float32)}, tmp_path / "a")
+    safetensors.numpy.save_file({"layers.0.weight": np.full((1, 2), 1e6, np.float32)}, tmp_path / "a")
     with pytest.raises(UsageError, match="range of F16"):
         prune.prune(tmp_path / "a", tmp_path / "c", Options(dtype="f16"))
     assert not (tmp_path / "c").exists()
@@ -152,6 +183,16 @@ def test_layers_are_summed_in_order(pruned: Path) -> None:
 def test_plot(compressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report.plot(report.inspect(compressed), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(UnsupportedError, match="matplotlib"):
-        report.plot(report.inspect(compressed), tmp_path / "other.png")
+    found = report.inspect(compressed)
+    for path, match in (("plot.png", "--force"), ("plot.txt", "PNG")):
+        with pytest.raises(UsageError, match=match):
+            report.plot(found, tmp_path / path)
+    report.plot(found, tmp_path / "plot.png", force=True)
+    named = report.Report("$\\frac{$", None, found.rows, 0)
+    report.plot(named, tmp_path / "math.png")
+    rows = [report.Row(f"x.{i}.y", "U8", (1,), "", False, 1, 1, 1, 1, 1) for i in range(2000)]
+    with pytest.raises(UsageError, match="too many"):
+        report.plot(report.Report("x", None, tuple(rows), 0), tmp_path / "many.png")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="matplotlib"):
+        report.plot(found, tmp_path / "other.png")

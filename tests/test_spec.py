@@ -131,6 +131,7 @@ GOOD = {"dtype": "BF16", "nnz": 1, "positions": "bitmap", "shape": [2, 2], "valu
         {"digest": "xxh3_64:12"},
         {"digest": "XXH3:12"},
         {"positions": None},
+        {"nnz": "many"},
         {"values": []},
     ],
 )
@@ -149,3 +150,5 @@ def test_schema_refuses_versions(schema: jsonschema.Draft202012Validator, versio
 def test_schema_admits_what_later_versions_add(schema: jsonschema.Draft202012Validator) -> None:
     unknown = {"dtype": "BF16", "positions": "all", "shape": [2, 2], "values": "split", "w": 2}
     assert schema.is_valid({"version": "1.7", "tensors": {"x": unknown}, "more": [1]})
+    for change in ({"dtype": "F4"}, {"positions": "vbyte"}):
+        assert schema.is_valid({"version": "1.1", "tensors": {"x": GOOD | change | {"nnz": "many"}}})

@@ -97,6 +97,14 @@ def test_parts_scattered_over_shards(tmp_path: Path) -> None:
     assert "K-4" in rules(root)
 
 
+def test_faults_of_the_directory_hide_none_of_the_files(endor: Path) -> None:
+    (endor / "pytorch_model.bin").write_bytes(b"x")
+    (endor / "config.json").write_text("[]")
+    poke(endor / OTHER, 8, 0x20)
+    assert rules(endor) == {"K-5", "K-8", "C-5"}
+    assert verify.verify(endor).tensors == 4
+
+
 def unknown() -> dict[str, object]:
     return {"dtype": "U8", "shape": [3, 3], "positions": "bitmap", "values": "new"}
 

@@ -107,7 +107,7 @@ def good() -> Iterator[Case]:
     others = {
         "config.json": b'{"quantization_config":{"quant_method":"endor","version":"1.0"}}',
         "config.dense.json": b"{}",
-        "model.safetensors.index.dense.json": b'{"weight_map":{}}',
+        "model.safetensors.index.dense.json": kept(),
         "tokenizer.json": b"{}",
         "adapter_model.safetensors": plain_file([Physical("lora", "U8", [1], b"x")]),
         "text_encoder/model.safetensors": plain_file([Physical("enc", "U8", [1], b"x")]),
@@ -132,8 +132,16 @@ def good() -> Iterator[Case]:
     note = "an index without `metadata`, which readers ignore"
     yield accept("k-1-no-metadata", ["K-1"], bare, note, expect=NONCANONICAL)
     named = {"model.endorsed.safetensors.txt": b"x", "config.json": b'{"a": [1e400, -0]}\n'}
+    named |= {"models.safetensors": b"x", "model_fp16.safetensors": b"x", "my-model.safetensors": b"x"}
     note = "names that only begin like those of weights, and a config of any content"
     yield accept("k-5-names-alike", ["K-5", "K-8"], checkpoint() | named, note)
+
+
+def kept(**changed: Any) -> bytes:
+    """A dense index of two shards, as it was before compressing."""
+    mapped: dict[str, Any] = {"a": SHARDS[0], "bias": SHARDS[0], "b": SHARDS[1]}
+    dense = {name: shard.replace(".endor", "") for name, shard in mapped.items()}
+    return to_json({"weight_map": {**dense, **changed}}).encode()
 
 
 def index_text() -> Iterator[Case]:
@@ -217,6 +225,9 @@ def files_of_the_index() -> Iterator[Case]:
     files = checkpoint()
     files.pop(SHARDS[1])
     yield reject("k-2-missing-shard", ["K-2"], files, "a shard of the index does not exist")
+    files = checkpoint()
+    files.pop(INDEX)
+    yield reject("k-2-no-index", ["K-2"], files, "shards without an index")
     third = {"model.endor-00003-of-00003.safetensors": Sketch().add(A).render()}
     note = "a shard that the index does not name"
     yield reject("k-2-unnamed-shard", ["K-2"], checkpoint() | third, note)
@@ -288,6 +299,8 @@ def side_by_side() -> Iterator[Case]:
         ("shard", "model-00001-of-00002.safetensors", dense),
         ("variant", "model.fp16.safetensors", dense),
         ("name-alike", "model.endorsed.safetensors", dense),
+        ("index", "model.safetensors.index.json", kept()),
+        ("index-of-a-variant", "model.safetensors.index.fp16.json", kept()),
         ("pytorch", "pytorch_model.bin", b"PK"),
         ("pytorch-shard", "pytorch_model-00001-of-00002.bin", b"PK"),
     ]:
@@ -305,6 +318,20 @@ def config() -> Iterator[Case]:
         ("empty", b"", "config.json has no bytes"),
     ]:
         yield reject(f"k-8-{name}", ["K-8"], checkpoint() | {"config.json": text}, note)
+    dense = {"config.json": b"{}", "config.dense.json": b"[]"}
+    note = "config.dense.json is an array"
+    yield reject("k-8-dense", ["K-8"], checkpoint() | dense, note)
+    kept_index = "model.safetensors.index.dense.json"
+    good = checkpoint() | {kept_index: kept()}
+    yield accept("k-10-kept-index", ["K-10"], good, "the index of the dense checkpoint is kept")
+    for name, rules, changed, note in [
+        ("leaves-the-directory", ["K-10", "K-1"], {"a": "../model-00001-of-00002.safetensors"}, "a path"),
+        ("other-shard", ["K-10"], {"a": "model-00003-of-00003.safetensors"}, "a shard that is not there"),
+        ("endor-shard", ["K-10"], {"a": SHARDS[0]}, "an Endor shard"),
+        ("null", ["K-10", "K-1"], {"a": None}, "null for a file"),
+    ]:
+        files = checkpoint() | {kept_index: kept(**changed)}
+        yield reject(f"k-10-{name}", rules, files, f"the kept dense index has {note}")
 
 
 def single_files() -> Iterator[Case]:

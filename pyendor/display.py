@@ -1,0 +1,170 @@
+"""What the ``endor`` command prints: tables and lines for people, JSON for scripts.
+
+Text that comes from files is escaped here, so that it cannot steer a terminal (spec S-4).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from pyendor.convert import Conversion
+from pyendor.errors import FormatError, printable, quote
+from pyendor.report import Report, Row
+from pyendor.verify import Problem, Verification
+
+# Where nobody looks at a terminal, lines are long enough for names of tensors.
+UNSEEN_WIDTH = 160
+LONGEST_SHAPE = 80
+NOT_WORTH_IT = "No tensor has enough zeros to gain from being encoded: this model is better kept dense."
+
+
+def out() -> Console:
+    """A console for results."""
+    console = Console(highlight=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=UNSEEN_WIDTH)
+
+
+def err() -> Console:
+    """A console for progress and complaints."""
+    console = Console(stderr=True, highlight=False, emoji=False)
+    return console if console.is_terminal else Console(stderr=True, emoji=False, soft_wrap=True)
+
+
+def message(error: Exception) -> str:
+    """What an error says."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"'{printable(str(error.filename))}': {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "out of memory: the file is too large for this machine"
+    return str(error)
+
+
+def error_members(error: Exception) -> dict[str, Any]:
+    """An error as JSON values."""
+    members: dict[str, Any] = {"type": type(error).__name__, "message": message(error)}
+    if isinstance(error, FormatError):
+        members |= {key: getattr(error, key) for key in ("rule", "tensor", "offset", "path")}
+    return members
+
+
+def print_json(members: dict[str, Any]) -> None:
+    """Prints JSON."""
+    print(json.dumps(members, indent=2, default=str))
+
+
+def print_conversion(done: Conversion, as_json: bool) -> None:
+    """Prints what a conversion has done."""
+    if as_json:
+        print_json(asdict(done))
+        return
+    console = out()
+    change = 100 * (done.written_bytes / done.source_bytes - 1) if done.source_bytes else 0.0
+    console.print(
+        f"{escape(quote(str(done.destination)))}: {decimal(done.source_bytes)} → "
+        f"{decimal(done.written_bytes)} ({change:+.1f} %), {count(done.tensors, 'tensor')}, "
+        f"{done.encoded} of them encoded"
+    )
+    for note in done.notes:
+        console.print(Text(note))
+    print_left_out(done.left_out)
+
+
+def print_left_out(left_out: Mapping[str, str]) -> None:
+    """Prints what was not carried over."""
+    for path, why in sorted(left_out.items()):
+        out().print(Text(f"left out: {quote(path)}, {why}"))
+
+
+def print_rows(rows: Sequence[Row], by_layer: bool) -> None:
+    """Prints a table of tensors or of layers."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("layer" if by_layer else "tensor", overflow="fold")
+    for column in ("dtype", "shape") if not by_layer else ("weights",):
+        table.add_column(column, justify="right" if by_layer else "left")
+    for column in ("zeros", "bits/weight", "saving"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        shape = "×".join(map(str, row.shape)) or "scalar"
+        shape = shape if len(shape) < LONGEST_SHAPE else f"{len(row.shape)} dimensions"
+        what = [f"{row.numel:,}"] if by_layer else [row.dtype, shape]
+        cells = [row.name, *what, *_figures(row)]
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    out().print(table)
+
+
+def _figures(row: Row) -> list[str]:
+    if row.unsupported is not None:
+        return ["", "", f"unsupported: {row.unsupported}"]
+    saves = row.encoded or row.endor_bytes < row.dense_bytes
+    return [
+        "" if row.sparsity is None else f"{100 * row.sparsity:.1f} %",
+        "" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
+        f"{100 * row.saving:.1f} %" if saves else "plain",
+    ]
+
+
+def print_totals(found: Report) -> None:
+    """Prints what all tensors together take."""
+    console = out()
+    kind = f"Endor {found.version}" if found.version is not None else "dense"
+    saved = max(0.0, 1 - found.endor_bytes / found.dense_bytes) if found.dense_bytes else 0.0
+    size = "Endor size" if found.version is not None else "as Endor it would take"
+    sizes = f"dense size {decimal(found.dense_bytes)}, {size} {decimal(found.endor_bytes)}"
+    console.print(
+        f"\n{escape(quote(found.path))} ({kind}): {count(len(found.rows), 'tensor')}, "
+        f"{found.numel:,} elements\n"
+        f"{sizes}: {100 * saved:.1f} % saved"
+    )
+    per_weight = found.encoded_bits_per_weight
+    if per_weight is not None:
+        console.print(f"encoded tensors: {per_weight:.2f} bits per weight, padding and header included")
+    if not found.worth_it:
+        console.print(NOT_WORTH_IT)
+
+
+def print_verification(
+    checked: Verification, problems: Sequence[Problem], against: Path | None, compared: bool
+) -> None:
+    """Prints what was checked, and every problem."""
+    for one in checked.sums:
+        print(f"{one.sha256}  {printable(one.name)}")
+    for problem in problems:
+        err().print(f"[bold red]{problem.kind}[/]", Text(_located(problem)))
+    line = "[bold red]not good[/]" if problems else "[bold green]good[/]"
+    line += f": {count(checked.files, 'file')}, {count(checked.tensors, 'tensor')}, "
+    line += f"{checked.encoded} of them encoded, {count(checked.digests, 'digest')} checked"
+    if compared:
+        line += f"; compared with {escape(quote(str(against)))}"
+    elif against is not None:
+        line += "; not compared, as it is not good"
+    if problems:
+        line += f"; {count(len(problems), 'problem')}"
+    elif compared:
+        line += "; bit-identical"
+    out().print(line)
+
+
+def _located(problem: Problem) -> str:
+    """Where a problem is, and what it is."""
+    where = [f"'{printable(problem.path)}'"]
+    if problem.tensor is not None:
+        where.append(f"tensor {quote(problem.tensor)}")
+    if problem.offset is not None:
+        where.append(f"byte {problem.offset}")
+    rule = f" [rule {problem.rule}]" if problem.rule is not None else ""
+    return ", ".join(where) + f": {problem.message}{rule}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
