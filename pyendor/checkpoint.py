@@ -100,12 +100,7 @@ def faults(found: Checkpoint) -> Iterator[FormatError]:
 
     Of dense checkpoints only that is asked without which their Endor form would be invalid.
     """
-    root = found.root
-    for name in found.intruders:
-        kind, other = ("Endor", "dense") if found.is_endor else ("dense", "Endor")
-        what = f"{quote(name)} belongs to {other} weights, the directory has {kind} weights"
-        yield FormatError("K-5", what + ": keep one of them", path=root)
-    for check in (_check_config, _check_shards):
+    for check in (_check_kind, _check_config, _check_shards):
         try:
             check(found)
         except FormatError as error:
@@ -279,6 +274,14 @@ def _walk(root: Path) -> tuple[list[PurePosixPath], dict[str, str]]:
 
 def _within(path: Path, homes: Iterable[Path]) -> bool:
     return any(home in path.parents for home in homes)
+
+
+def _check_kind(found: Checkpoint) -> None:
+    """That all weights and indices are of one kind (K-5)."""
+    if found.intruders:
+        kind, other = ("Endor", "dense") if found.is_endor else ("dense", "Endor")
+        what = f"{quote(found.intruders[0])} belongs to {other} weights, the directory has {kind} weights"
+        raise FormatError("K-5", what + ": keep one of them", path=found.root)
 
 
 def _check_config(found: Checkpoint) -> None:

@@ -632,9 +632,10 @@ def open_directory(path: str) -> list[File]:
         found = SHARD_NAME.fullmatch(file_name)
         stray = found and variant and found[1] == variant[1]
         check(not stray, "K-2", f"{shown(file_name)} is not in the index")
-    kept = os.path.join(path, indices[0].replace("index.endor", "index.dense", 1))
+    stem = "model.safetensors.index"
+    kept = os.path.join(path, f"{stem}.dense" + indices[0].removeprefix(f"{stem}.endor"))
     if os.path.exists(kept):
-        restored = {file_name.replace("model.endor", "model", 1) for file_name in ours}
+        restored = {"model" + file_name.removeprefix("model.endor") for file_name in ours}
         named = set(read_index(kept).values())
         check(named <= restored, "K-10", "the kept index names files that are not restored")
     files = {file_name: open_shard(path, file_name) for file_name in sorted(shards)}
