@@ -1,0 +1,54 @@
+"""The corpus is what it says: every rule has its cases, every case its rule. ``make conformance`` runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+import jsonschema
+import pytest
+from conftest import ROOT
+
+FOLDER = ROOT / "conformance"
+MANIFEST = json.loads((FOLDER / "manifest.json").read_text())
+CASES: list[dict[str, Any]] = MANIFEST["cases"]
+SPEC = (ROOT / "spec" / "endor-1.md").read_text()
+RULES = dict(re.findall(r"^\*\*([A-Z]-\d+)\*\* \((file|reader|writer)\)$", SPEC, re.M))
+FEWEST = 120
+
+
+def test_manifest_is_as_its_schema_says() -> None:
+    schema = json.loads((FOLDER / "manifest.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(schema).validate(MANIFEST)
+    assert len(CASES) >= FEWEST
+    assert max(Counter(case["id"] for case in CASES).values()) == 1
+
+
+@pytest.mark.parametrize("rule", [rule for rule, kind in RULES.items() if kind == "file"])
+def test_every_rule_that_bytes_can_break_has_a_case_about_it(rule: str) -> None:
+    about = [case for case in CASES if case.get("error_rules", [None])[0] == rule]
+    assert about, f"no case is rejected for {rule} in the first place"
+
+
+def test_every_case_names_rules_that_exist() -> None:
+    for case in CASES:
+        assert case["rules"] or case["category"] == "encode", case["id"]
+        assert set(case["rules"]) | set(case.get("error_rules", [])) <= set(RULES), case["id"]
+        if case["expect"] == "reject" and "slices" not in case:
+            assert case["error_rules"], case["id"]
+
+
+def test_cases_are_named_after_a_rule_that_they_are_about() -> None:
+    for case in CASES:
+        match = re.match(r"([a-z]-\d+)-", case["id"].split("/")[1])
+        assert match, case["id"]
+        assert match[1].upper() in RULES, case["id"]
+
+
+def test_every_reader_rule_that_files_can_show_is_exercised() -> None:
+    exercised = {rule for case in CASES for rule in case["rules"]}
+    processes = {"K-6", "K-7", "K-9", "S-1", "S-3", "S-4", "W-1", "W-8"}  # of programs, not of files
+    assert set(RULES) - exercised <= processes
