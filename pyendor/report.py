@@ -10,7 +10,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,44 +160,32 @@ def inspect(path: Path, *, backend: str | None = None, progress: Progress | None
 
 
 def _row(opened: File, tensor: layout.Tensor, backend: str | None) -> Row:
-    name = os.path.basename(opened.path or "")
     stored = tensor.stored_nbytes
-    if tensor.unsupported is not None:
-        return Row(
-            name=tensor.name,
-            dtype=tensor.dtype,
-            shape=tensor.shape,
-            file=name,
-            encoded=tensor.meta is not None,
-            numel=0,  # what it says of itself was not checked
-            nnz=None,
-            dense_bytes=stored,
-            stored_bytes=stored,
-            endor_bytes=stored,
-            unsupported=tensor.unsupported,
-        )
-    nnz: int | None = None
-    endor = stored
-    if tensor.meta is not None:
-        nnz = tensor.meta.nnz
-    elif dtypes.BY_NAME[tensor.dtype].encodable:
-        itemsize = dtypes.BY_NAME[tensor.dtype].itemsize
-        nnz = backends.get(backend).count(opened.get_bytes(tensor.name), itemsize)
-        specs = layout.part_specs(tensor.dtype, tensor.numel, nnz)
-        if worth_encoding(tensor.shape, tensor.nbytes, specs):
-            endor = sum(spec.nbytes for spec in specs)
-    return Row(
+    row = Row(
         name=tensor.name,
         dtype=tensor.dtype,
         shape=tensor.shape,
-        file=name,
+        file=os.path.basename(opened.path or ""),
         encoded=tensor.meta is not None,
-        numel=tensor.numel,
-        nnz=nnz,
-        dense_bytes=tensor.nbytes,
+        numel=0,
+        nnz=None,
+        dense_bytes=stored,
         stored_bytes=stored,
-        endor_bytes=endor,
+        endor_bytes=stored,
+        unsupported=tensor.unsupported,
     )
+    if tensor.unsupported is not None:
+        return row  # what it says of itself was not checked
+    row = replace(row, numel=tensor.numel, dense_bytes=tensor.nbytes)
+    if tensor.meta is not None:
+        return replace(row, nnz=tensor.meta.nnz)
+    dtype = dtypes.BY_NAME[tensor.dtype]
+    if not dtype.encodable:
+        return row
+    nnz = backends.get(backend).count(opened.get_bytes(tensor.name), dtype.itemsize)
+    specs = layout.part_specs(tensor.dtype, tensor.numel, nnz)
+    worth_it = worth_encoding(tensor.shape, tensor.nbytes, specs)
+    return replace(row, nnz=nnz, endor_bytes=sum(spec.nbytes for spec in specs) if worth_it else stored)
 
 
 def check_plot(path: Path, *, force: bool) -> None:
