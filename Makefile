@@ -3,6 +3,7 @@
 #   make demo     compress a real model, look at it, check it, get it back bit for bit
 #   make test     the tests. TORCH names the torch to install: make test TORCH='torch==2.13.0'
 #   make check    style and types
+#   make native   the C library alone, and its tests under the sanitizers (needs cmake)
 #   make conformance    all implementations against the corpus, and how hard it bites
 
 PYTHON ?= python3
@@ -10,8 +11,9 @@ TORCH ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := .demo
+BUILD := build
 
-.PHONY: demo test check conformance clean
+.PHONY: demo test check native conformance clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -30,10 +32,15 @@ conformance: $(VENV)/conformance.stamp
 	$(BIN)/python conformance/bite.py rules
 	$(BIN)/python conformance/bite.py mutants
 
-clean:
-	rm -rf $(VENV) $(DEMO)
+native:
+	cmake -S . -B $(BUILD)
+	cmake --build $(BUILD)
+	ctest --test-dir $(BUILD) --output-on-failure
 
-$(VENV)/base.stamp: pyproject.toml
+clean:
+	rm -rf $(VENV) $(DEMO) $(BUILD)
+
+$(VENV)/base.stamp: pyproject.toml CMakeLists.txt $(wildcard native/*/*.[ch] native/bind/*.py)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Endor needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -153,6 +153,7 @@ def without_rule(rule: str) -> dict[str, types.CodeType]:
 
 def reference(changed: dict[str, types.CodeType]) -> Serve:
     """The reference decoder, some of its modules replaced."""
+    os.environ["PYENDOR_BACKEND"] = "reference"
 
     class Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         def find_spec(self, name: str, path: Any, target: Any = None) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -34,15 +35,19 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class Implementation:
-    """Somebody's decoder: its name, its adapter, and further arguments of the runner."""
+    """Somebody's decoder: its name, its adapter, further arguments of the runner, and the codec of pyendor."""
 
     name: str
     adapter: str
     options: tuple[str, ...] = ("--strict-rules",)
+    backend: str = "native"
 
 
 IMPLEMENTATIONS = (
-    Implementation("`pyendor`, reference codec", "conformance/adapters/pyendor_codec.py"),
+    Implementation(
+        "`pyendor`, reference codec", "conformance/adapters/pyendor_codec.py", backend="reference"
+    ),
+    Implementation("`pyendor`, native codec", "conformance/adapters/pyendor_codec.py"),
     Implementation("the `endor` command", "conformance/adapters/endor_command.py"),
     Implementation("`spec/decoder.py`, educational", "spec/decoder.py"),
     Implementation(
@@ -60,7 +65,12 @@ def run(implementation: Implementation) -> tuple[bool, dict[str, Any]]:
         out = Path(folder) / "results.json"
         command = [sys.executable, "conformance/run.py", "--batch", "--json", str(out)]
         adapter = [sys.executable, implementation.adapter]
-        done = subprocess.run([*command, *implementation.options, "--", *adapter], cwd=ROOT, check=False)
+        done = subprocess.run(
+            [*command, *implementation.options, "--", *adapter],
+            cwd=ROOT,
+            env=os.environ | {"PYENDOR_BACKEND": implementation.backend},
+            check=False,
+        )
         levels = json.loads(out.read_text("utf-8"))["levels"] if out.exists() else {}
     return done.returncode == 0, levels
 

@@ -5,15 +5,16 @@ All share the signature of :class:`Codec` and agree bit for bit, errors included
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
 from typing import Protocol
 
-from pyendor import reference
+from pyendor import native, reference
 from pyendor.errors import BackendUnavailableError, quote
-from pyendor.reference import Bytes
+from pyendor.layout import Bytes
 
 ENVIRONMENT = "PYENDOR_BACKEND"
-DEFAULT = "reference"
 
 
 class Codec(Protocol):
@@ -40,19 +41,35 @@ class Codec(Protocol):
         """A range of blocks of parts, checked, into dense data."""
 
 
-TABLE: dict[str, Codec] = {"reference": reference}
+TABLE: dict[str, Codec] = {"native": native, "reference": reference}
+if not native.available():
+    del TABLE["native"]
 
 
 def get(backend: str | None = None) -> Codec:
-    """The codec of that name; without one, that of ``PYENDOR_BACKEND``; else the default.
+    """The codec of that name; without one, that of ``PYENDOR_BACKEND``; else the fastest of this build.
 
     Raises:
         BackendUnavailableError: there is none of that name.
     """
-    chosen = backend or os.environ.get(ENVIRONMENT) or DEFAULT
+    chosen = backend or os.environ.get(ENVIRONMENT) or _default()
     try:
         return TABLE[chosen]
     except KeyError:
         known = ", ".join(sorted(TABLE))
         found = f"no backend {quote(chosen)}; this build has: {known}"
         raise BackendUnavailableError(found) from None
+
+
+@functools.cache
+def _default() -> str:
+    """The first of the table. Said once where that is the slow one."""
+    chosen = next(iter(TABLE))
+    if chosen == "reference":
+        warnings.warn(
+            "pyendor was installed without its native codec, for which a C compiler is needed: "
+            "NumPy is used, which is much slower",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return chosen

@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -287,6 +288,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may have what a terminal has not
+    warnings.showwarning = lambda message, *_, **__: display.err().print(Text(f"endor: {message}"))
     app()
 
 

@@ -10,8 +10,8 @@ import xxhash
 
 from pyendor import backends, dtypes, jsontext, layout, metadata
 from pyendor.errors import FormatError, PartError, UnsupportedError, quote
+from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
-from pyendor.reference import Bytes
 
 DIGEST = "xxh3_64"
 

@@ -18,8 +18,7 @@ from pyendor import container, layout
 from pyendor.container import Entry
 from pyendor.encoded import DIGEST, EncodedTensor
 from pyendor.errors import FormatError, UnsupportedError, UsageError, quote
-from pyendor.layout import Layout
-from pyendor.reference import Bytes
+from pyendor.layout import Bytes, Layout
 from pyendor.writer import TensorSource
 
 

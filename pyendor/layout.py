@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from pyendor import container, dtypes, metadata
 from pyendor.container import Entry, Header
 from pyendor.errors import FormatError, UnsupportedError, quote
 from pyendor.metadata import TensorMeta
+
+# Dense data and parts go about as flat arrays of bytes.
+Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 BLOCK = 4096
 ALIGNMENT = 64

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pyendor import atomic, dtypes, file, writer
 from pyendor.encoded import EncodedTensor
 from pyendor.errors import UnsupportedError, UsageError, quote
-from pyendor.reference import Bytes
+from pyendor.layout import Bytes
 from pyendor.writer import MIN_SAVING, TensorSource
 
 Array = npt.NDArray[Any]

@@ -22,7 +22,7 @@ from pyendor.checkpoint import CONFIG
 from pyendor.dtypes import DType
 from pyendor.errors import UsageError, quote
 from pyendor.file import File
-from pyendor.reference import Bytes
+from pyendor.layout import Bytes
 from pyendor.writer import Progress, TensorSource
 
 Group = Literal["tensor", "row"]

@@ -16,9 +16,8 @@ from pyendor import backends, container, dtypes, layout, metadata
 from pyendor.container import Entry
 from pyendor.encoded import DIGEST, EncodedTensor
 from pyendor.errors import UsageError, quote
-from pyendor.layout import ALIGNMENT, PartSpec
+from pyendor.layout import ALIGNMENT, Bytes, PartSpec
 from pyendor.metadata import TensorMeta
-from pyendor.reference import Bytes
 
 MIN_SAVING = 0.05
 HEADER_SHARE = 512  # bytes of header that W-7 counts for an encoded tensor

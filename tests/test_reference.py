@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pyendor import layout, reference
 from pyendor.dtypes import DType
 from pyendor.errors import PartError
-from pyendor.reference import Bytes
+from pyendor.layout import Bytes
 
 # Around bytes, words, lines of 64, blocks, and the batches in which NumPy works.
 LENGTHS = (0, 1, 7, 8, 9, 31, 63, 64, 65, 511, 512, 513, 4095, 4096, 4097, 8192, 12289, 2**20 + 4097)
