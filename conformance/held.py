@@ -35,7 +35,7 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class Implementation:
-    """Somebody's decoder: its name, its adapter, further arguments of the runner, and the codec of pyendor."""
+    """Somebody's decoder: name, adapter, further arguments of the runner, and which codec of pyendor."""
 
     name: str
     adapter: str

@@ -127,7 +127,8 @@ def _check_index(entries: npt.NDArray[np.int64], nb: int, nnz: int, first: int, 
         found = f"index ends at {entries[nb]}, nnz is {nnz}"
         raise PartError("B-7", found, "index", 8 * nb)
     if not 0 <= entries[first] <= nnz:
-        raise _out_of_range(entries[first], first, nnz)
+        found = f"index has {entries[first]} at block {first}, which is not from 0 to {nnz}"
+        raise PartError("B-5", found, "index", 8 * first)
 
 
 def _checked(
@@ -158,10 +159,7 @@ def _checked(
         what = f"block {block + counted} has {ones[counted]} bits set, its index says {says}"
         raise PartError("B-6", what, "index", 8 * at)
     if in_order < good.size:
-        raise _out_of_range(entries[in_order + 1], at, nnz, int(entries[in_order]))
+        before, entry = entries[in_order], entries[in_order + 1]
+        what = f"index has {entry} at block {at}, which is not from {before} to {nnz}"
+        raise PartError("B-5", what, "index", 8 * at)
     return found
-
-
-def _out_of_range(entry: np.int64, at: int, nnz: int, before: int = 0) -> PartError:
-    found = f"index has {entry} at block {at}, which is not from {before} to {nnz}"
-    return PartError("B-5", found, "index", 8 * at)
