@@ -46,25 +46,29 @@ VECTOR(4, __mmask16, epi32)
 VECTOR(8, __mmask8, epi64)
 
 #define AVX512_KERNELS(size, mask)                                                                 \
-    /* One vector of dense elements, its stored ones in a whole vector that may be read. */        \
-    TARGET INLINE __m512i dense_##size(mask m, __m512i stored, uint64_t *empty) {                  \
-        __m512i dense = expand_##size(m, stored);                                                  \
-        *empty |= (uint64_t)(mask)(filled_##size(dense) ^ m);                                      \
-        return dense;                                                                              \
+    /* Whether any of `count` elements that lie one behind the other is zero. */                   \
+    TARGET INLINE int any_zero_##size(const uint8_t *values, unsigned count) {                     \
+        mask zero = 0;                                                                             \
+        unsigned i = 0;                                                                            \
+        for (; i + LANES(size) <= count; i += LANES(size))                                         \
+            zero |= (mask)~filled_##size(_mm512_loadu_si512(values + (size_t)i * (size)));         \
+        mask rest = lowest_##size(count - i);                                                      \
+        zero |= (mask)(rest & (mask)~filled_##size(load_##size(rest, values + (size_t)i * (size)))); \
+        return zero != 0;                                                                          \
     }                                                                                              \
                                                                                                    \
     TARGET INLINE int expand_any_##size(                                                           \
         const uint64_t *bits, unsigned count, const uint8_t *values, const uint8_t *end,           \
         uint8_t *out, int stream) {                                                                \
-        uint64_t empty = 0;                                                                        \
+        const uint8_t *at = values;                                                                \
         unsigned i = 0;                                                                            \
         /* Whole words of the bitmap, as long as the values go on for a word with all bits set. */ \
-        for (; i + 64 <= count && end - values >= 64 * (size); i += 64) {                          \
+        for (; i + 64 <= count && end - at >= 64 * (size); i += 64) {                              \
             uint64_t word = bits[i / 64];                                                          \
             for (unsigned j = 0; j < 64; j += LANES(size)) {                                       \
                 mask m = (mask)(word >> j);                                                        \
-                __m512i dense = dense_##size(m, _mm512_loadu_si512(values), &empty);               \
-                values += (unsigned)__builtin_popcountll(m) * (size);                              \
+                __m512i dense = expand_##size(m, _mm512_loadu_si512(at));                          \
+                at += (unsigned)__builtin_popcountll(m) * (size);                                  \
                 if (stream)                                                                        \
                     _mm512_stream_si512((void *)(out + (size_t)(i + j) * (size)), dense);          \
                 else                                                                               \
@@ -75,12 +79,11 @@ VECTOR(8, __mmask8, epi64)
         for (; i < count; i += LANES(size)) {                                                      \
             mask m = (mask)(bits[i / 64] >> (i % 64));                                             \
             unsigned ones = (unsigned)__builtin_popcountll(m);                                     \
-            __m512i stored = load_##size(lowest_##size(ones), values);                             \
-            __m512i dense = dense_##size(m, stored, &empty);                                       \
-            values += ones * (size);                                                               \
+            __m512i dense = expand_##size(m, load_##size(lowest_##size(ones), at));                \
+            at += ones * (size);                                                                   \
             store_##size(lowest_##size(count - i), out + (size_t)i * (size), dense);               \
         }                                                                                          \
-        return empty != 0;                                                                         \
+        return any_zero_##size(values, (unsigned)(at - values) / (size));                          \
     }                                                                                              \
                                                                                                    \
     TARGET static int expand_block_##size(                                                         \
