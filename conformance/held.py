@@ -21,9 +21,16 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+sys.path.insert(0, str(HERE))
+
+from runner import report  # noqa: E402
+from runner.corpus import load  # noqa: E402
+from runner.judge import PASS, Outcome  # noqa: E402
+
 RESULTS = HERE / "results.json"
 TABLES = (HERE / "README.md", ROOT / "README.md")
 MARKS = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
+EXAMPLE = re.compile(r"(<!-- example:begin -->\n).*?(<!-- example:end -->)", re.DOTALL)
 LEVELS = {
     "L0": "container",
     "L1": "decode",
@@ -87,6 +94,12 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def example() -> str:
+    """What the runner prints of a decoder that passes all of L0."""
+    good = [Outcome(case, PASS, "") for case in load("L0", None, "*")]
+    return f"```text\n{report.text(good, strict_rules=False, verbose=True)}\n```\n"
+
+
 def cell(row: dict[str, Any] | None) -> str:
     if row is None or row.get("not_offered") == row["cases"]:
         return "–"
@@ -103,7 +116,8 @@ def main() -> int:
     texts = {RESULTS: json.dumps(results, indent=1) + "\n"}
     for path in TABLES:
         text = path.read_text("utf-8")
-        texts[path] = MARKS.sub(lambda mark: mark[1] + table(results) + mark[2], text)
+        text = MARKS.sub(lambda mark: mark[1] + table(results) + mark[2], text)
+        texts[path] = EXAMPLE.sub(lambda mark: mark[1] + example() + mark[2], text)
     changed = [path for path, text in texts.items() if not path.exists() or path.read_text("utf-8") != text]
     if not check:
         for path in changed:

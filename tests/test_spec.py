@@ -10,6 +10,7 @@ import jsonschema
 import ml_dtypes
 import numpy as np
 import pytest
+import xxhash
 from conftest import ROOT
 
 from pyendor import container, dtypes, file, jsontext, layout, metadata, writer
@@ -100,6 +101,21 @@ def test_worked_example_of_two_blocks() -> None:
     assert b"".join(part.tobytes() for part in encoded.parts.values()) == hex_blocks()[1]
     members = encoded.meta.members() | {"digest": encoded.meta.digest}
     assert jsontext.canonical({"t": members}) in SPEC
+
+
+def test_vectors_of_the_hash() -> None:
+    found = re.findall(
+        r"^\| (160 bytes 0|the bytes 0, 1, 2, \.\.\., \d+(?:, five times)?) \| `([0-9a-f]{16})` \|",
+        SPEC,
+        re.M,
+    )
+    assert len(found) == 5
+    for what, digits in found:
+        last = re.search(r"\.\.\., (\d+)", what)
+        data = bytes(range(int(last[1]) + 1)) if last else bytes(160)
+        assert xxhash.xxh3_64(data * (5 if "five" in what else 1)).hexdigest() == digits
+    (secret,) = re.findall(r"secret \(192 bytes\) =\n((?:[0-9a-f]{64}\n){6})", SPEC)
+    assert secret.replace("\n", "") in (ROOT / "spec" / "decoder.py").read_text().replace('"\n    "', "")
 
 
 @pytest.fixture(scope="module")

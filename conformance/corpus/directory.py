@@ -340,6 +340,15 @@ def single_files() -> Iterator[Case]:
     shards[1].flip("b.endor.bitmap", 0).seal("b")
     note = "an invalid tensor in the second shard"
     yield reject("b-6-in-a-shard", ["B-6"], checkpoint(shards), note)
+    shards = sketches()
+    shards[1].entry("b")["digest"] = "xxh3_64:0123456789abcdef"
+    note = "a wrong digest in the second shard"
+    case = reject("d-2-in-a-shard", ["D-2"], checkpoint(shards), note)
+    case.digests = True
+    yield case
+    loose = {"model.endor-1-of-1.safetensors": Sketch().add(A).render()}
+    note = "a file that is not named as a shard, having too few digits, needs no index"
+    yield accept("k-2-few-digits", ["K-2"], loose, note, [A])
     files = checkpoint()
     files[SHARDS[1]] = files[SHARDS[1]][:-1]
     rules = ["C-9", "C-13"]

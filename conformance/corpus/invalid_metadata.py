@@ -153,6 +153,7 @@ def entries() -> Iterator[Case]:
         ("values", {}),
         ("digest", None),
         ("digest", 7),
+        ("digest", ["xxh3_64:0123456789abcdef"]),
     ]
     for member, value in wrong:
         kind = "null" if value is None else type(value).__name__

@@ -54,6 +54,9 @@ def missing() -> Iterator[Case]:
 
         note = f"the part {name} belongs to a tensor of another name"
         yield changed(f"t-2-orphaned-{name}", ["T-2"], note, rename)
+    other = both(drop(BITMAP), extra(Physical("w.endor.other", "U8", [64], bytes(64))))
+    note = "the bitmap does not exist, but another part in its stead"
+    yield changed("t-2-other-part", ["T-2", "T-3"], note, other)
     note = "of a tensor with an unknown encoding, the physical tensor of its name does not exist"
     unknown = both(drop(VALUES), entry(positions="list"))
     yield changed("t-2-no-first-part-unknown-encoding", ["T-2"], note, unknown)

@@ -91,6 +91,13 @@ def utf8() -> Iterator[Case]:
     ]:
         header = (WITH % '"?"').encode().replace(b"?", bad)
         yield reject(f"c-4-{name}", ["C-4"], container(header, DATA), f"not UTF-8: {note}")
+    for at in (4096, 65536):
+        # The character, or what is wrong, stands right where a decoder that works in pieces cuts.
+        header = (WITH % '"?"').encode()
+        before = header.index(b"?")
+        long = header.replace(b"?", b"." * (at - before - 1) + b"\xff")
+        note = f"not UTF-8: 0xFF at byte {at - 1} of the header"
+        yield reject(f"c-4-byte-{at - 1}", ["C-4"], container(long, DATA), note)
     bom = b"\xef\xbb\xbf" + (WITH % "1").encode()
     note = "a byte order mark before the header"
     yield reject("c-4-byte-order-mark", ["C-4", "C-5", "J-1"], container(bom, DATA), note)
@@ -133,6 +140,16 @@ def syntax() -> Iterator[Case]:
         ("digits-not-ascii", "\u0661", "a digit that is not ASCII"),
         ("true-capital", "True", "a literal in capitals"),
         ("word", "nul", "a literal cut short"),
+        ("word-true", "trux", "a literal with another last letter"),
+        ("word-false", "falsy", "a literal with other last letters"),
+        ("word-null", "nulL", "a literal with a capital"),
+        ("digit-before-0", "1/2", "the character before 0 in a number"),
+        ("digit-after-9", "1:2", "the character after 9 in a number"),
+        ("escape-before-0", r'"\u00/0"', "the character before 0 in an escape"),
+        ("escape-after-9", r'"\u00:0"', "the character after 9 in an escape"),
+        ("escape-after-f", r'"\u00g0"', "the character after f in an escape"),
+        ("unit-separator-in-string", '"a\x1fb"', "an unescaped U+001F in a string"),
+        ("quote-other", '{xa":1}', "another character for the first quote of a name"),
         ("single-quotes", "'a'", "a string in single quotes"),
         ("tab-in-string", '"a\tb"', "an unescaped tab in a string"),
         ("newline-in-string", '"a\nb"', "an unescaped line feed in a string"),
@@ -205,6 +222,10 @@ def surrogates() -> Iterator[Case]:
         ("high-then-newline", r"\ud83d\n\ude00", "an escape between the two of a pair"),
         ("two-high", r"\ud83d\ud83d\ude00", "a high surrogate before a pair"),
         ("two-low", r"\ud83d\ude00\ude00", "a low surrogate after a pair"),
+        ("lowest-low", r"\udc00", "the lowest low surrogate"),
+        ("highest-high", r"\udbff", "the highest high surrogate"),
+        ("high-then-highest-high", r"\ud800\udbff", "a high surrogate and the highest high one"),
+        ("high-then-e000", r"\ud800\ue000", "a high surrogate and what follows the low ones"),
     ]:
         yield text(f"j-3-{name}", ["J-3"], WITH % f'"{value}"', f"in a string: {note}")
     name = "{" + MEMBER.replace("w", r"\udfff") + "}"

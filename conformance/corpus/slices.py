@@ -66,7 +66,7 @@ def unsupported(four_bits: Tensor) -> Iterator[Case]:
         (
             "c-10-half-a-byte",
             Sketch().add(four_bits, encode=False),
-            [("w", 0, 1), ("w", 1, 2)],
+            [("w", 0, 1), ("w", 1, 2), ("w", 1, 3)],
             "half a byte",
         ),
         (
@@ -108,7 +108,40 @@ def right(
     return Case("slice", name, ["B-11"], data, ACCEPT, "L4", note, slices=slices)
 
 
+def edges_of_the_index() -> Iterator[Case]:
+    """Files without padding of values, so that what lies behind them is the bitmap of the tensor."""
+    shape = [3, BLOCK]
+    some = [*range(0, 64, 2), *range(BLOCK, BLOCK + 64, 2)]
+    t = scattered("w", "U8", shape, dict.fromkeys(some, 9))
+    beyond = Sketch().add(t).index("w", e1=33, e2=65).seal("w").render()
+    note = "the entry after block 1 is one beyond nnz: what is read there is no value"
+    slices = [["w", BLOCK, 2 * BLOCK, None], ["w", BLOCK + 63, BLOCK + 64, None]]
+    yield Case("slice", "b-5-one-beyond", ["B-11", "B-5"], beyond, "reject", "L4", note, slices=slices)
+    fewer = Sketch().add(t).index("w", e3=63).seal("w").render()
+    note = "the last entry is not nnz, in a slice of the first block"
+    slices = [["w", 0, BLOCK, None], ["w", 5, 6, None]]
+    yield Case("slice", "b-7-elsewhere", ["B-11", "B-7"], fewer, "reject", "L4", note, slices=slices)
+    # One element less than the bitmap has room for: its bit is set, counted by the index and by nnz.
+    n = 3 * BLOCK - 1
+    last = [*range(0, 64, 2), *range(BLOCK, BLOCK + 62, 2), n - 1]
+    sketch = Sketch().add(scattered("w", "U8", [n, 1], dict.fromkeys(last, 9)))
+    sketch.flip("w.endor.bitmap", n - 1).flip("w.endor.bitmap", n)
+    note = "the bit after the last element is set, and counted everywhere as one of the elements"
+    slices = [["w", 2 * BLOCK, n, None], ["w", n - 1, n, None]]
+    yield Case(
+        "slice",
+        "b-3-counted",
+        ["B-11", "B-3"],
+        sketch.seal("w").render(),
+        "reject",
+        "L4",
+        note,
+        slices=slices,
+    )
+
+
 def faults() -> Iterator[Case]:
+    yield from edges_of_the_index()
     t = scattered("w", "U8", [2 * BLOCK + 100], dict.fromkeys(range(0, 2 * BLOCK + 100, 37), 9))
     t = Tensor("w", "U8", [1, len(t.data)], t.data)
     n = len(t.data)
@@ -133,7 +166,7 @@ def faults() -> Iterator[Case]:
         ("b-8", lambda s: s.index("w", e4=1), [(n - 1, n)], "the padding of the index"),
         ("b-9", lambda s: s.change("w", -1, b"\1"), [(n - 1, n)], "the padding of values"),
         ("b-3", lambda s: s.flip(bitmap, n), [(n - 1, n)], "a bit after the last element"),
-        ("b-7", lambda s: s.index("w", e3=1), [(n - 1, n)], "the last entry of the index"),
+        ("b-7", lambda s: s.index("w", e3=1), [(n - 1, n), (0, 1)], "the last entry of the index"),
         ("b-10", lambda s: s.change("w", 1, b"\0"), [(30, 40), (37, 38)], "a stored zero"),
     ]
     for rule, change, spans, what in changes:

@@ -103,10 +103,24 @@ def plain() -> Iterator[Case]:
         ("number-minus-zero", "-0"),
         ("number-fraction", "1.0"),
         ("number-5000-digits", "9" * 5000),
+        ("capital-exponent", "1E5"),
+        ("signed-exponent", "1e+5"),
     ]:
         note = "a number without a meaning here may be anything that JSON admits"
         data = container(text % number, b"x")
         yield raw_case(f"j-5-ignored-{name}", ["J-5", "C-6"], data, one, note)
+    for at in (4096, 65536):
+        header = text % "0"
+        long = text % ('"' + "." * (at - header.index("0") - 2) + '\u20ac"')
+        note = f"a character of three bytes that straddles byte {at} of the header"
+        yield raw_case(f"c-4-straddles-{at}", ["C-4"], container(long, b"x"), one, note)
+    objects = container(text % ('{"a":' * 13 + "{}" + "}" * 13), b"x")
+    yield raw_case("j-4-objects-depth-16", ["J-4"], objects, one, "objects nested to depth 16")
+    edges = "\x7f\x80\u00e9\u07ff\u0800\uffff"
+    escaped = "".join(f"\\u{ord(c):04{'xX'[i % 2]}}" for i, c in enumerate(edges))
+    named = container(f'{{"{escaped}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}', b"x")
+    note = "a name of escapes at the edges of the lengths of UTF-8, in both cases of digits"
+    yield raw_case("j-3-escapes-by-length", ["J-3"], named, [Tensor(edges, "U8", [1], b"x")], note)
     pair = container(text % r'"\ud83d\ude00 \u0000 \/"', b"x")
     yield raw_case("j-3-surrogate-pair", ["J-3"], pair, one, "a pair of escapes, and other escapes")
     note = "U+FEFF inside a string is a character, not a byte order mark"

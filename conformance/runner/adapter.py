@@ -66,7 +66,9 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 def tail(file: IO[bytes]) -> str:
     file.seek(0)
     lines = file.read().decode(errors="replace").strip().splitlines()
-    return f": {ascii(lines[-1])[:200]}" if lines else ""
+    # Some runtimes print the error last, others their version.
+    telling = [line for line in lines if "rror" in line or "panic" in line] or lines[-1:]
+    return f": {ascii(telling[-1].strip())[:200]}" if telling else ""
 
 
 class OneShot:
