@@ -108,13 +108,13 @@ class EncodedTensor:
         Raises:
             FormatError: what was read breaks a rule of section 8. ``out`` then holds nothing of use.
         """
-        nb = layout.blocks(self.meta.numel)
+        numel = self.meta.numel
+        nb = layout.blocks(numel)
         if not 0 <= first <= stop <= nb:
             raise ValueError(f"blocks {first} to {stop} of a tensor of {nb}")
         codec = backends.get(backend)
         itemsize = dtypes.BY_NAME[self.dtype].itemsize
-        size = (min(stop * layout.BLOCK, self.meta.numel) - first * layout.BLOCK) * itemsize
-        size = max(size, 0)
+        size = max(0, min(stop * layout.BLOCK, numel) - first * layout.BLOCK) * itemsize
         if out is None:
             try:
                 out = np.empty(size, np.uint8)
@@ -125,7 +125,7 @@ class EncodedTensor:
             raise ValueError(f"out must be a contiguous uint8 array of shape ({size},)")
         values, bitmap, index = (self.parts[role] for role in ("values", "bitmap", "index"))
         try:
-            codec.decode(values, bitmap, index, itemsize, self.meta.numel, self.nnz, out, first, stop)
+            codec.decode(values, bitmap, index, itemsize, numel, self.nnz, out, first, stop)
         except PartError as error:
             offset = (error.offset or 0) + self.offsets[error.part] if self.offsets else None
             raise error.located(tensor=self.name, offset=offset, path=self.path) from None

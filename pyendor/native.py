@@ -103,13 +103,11 @@ def decode(
         PartError: a rule is broken. What is in ``out`` then means nothing.
     """
     stop = blocks(numel) if stop is None else stop
-    # Addresses of the parts are good as long as this frame holds the arrays.
-    parts = _native.ffi.new("endor_parts *")
-    held = []
-    for name, part in (("values", values), ("bitmap", bitmap), ("index", index)):
-        held.append(_buffer(part))
-        setattr(parts, name, held[-1])
-        setattr(parts, f"{name}_size", part.size)
+    # A structure does not keep what its pointers point to; this frame does.
+    held = (_buffer(values), _buffer(bitmap), _buffer(index))
+    parts = _native.ffi.new(
+        "endor_parts *", (held[0], values.size, held[1], bitmap.size, held[2], index.size)
+    )
     target = _target()
 
     def run(low: int, high: int) -> tuple[int, int]:
@@ -121,7 +119,9 @@ def decode(
         )
         return int(status), int(offset[0])
 
-    shares = min(_threads(), (stop - first) // _SHARE)
+    shares = (stop - first) // _SHARE
+    if shares > 1:
+        shares = min(shares, _threads())
     if shares > 1:
         edges = [first + (stop - first) * k // shares for k in range(shares + 1)]
         results = list(_pool(_threads()).map(run, edges[:-1], edges[1:]))
@@ -136,9 +136,10 @@ def decode(
 
 
 def _buffer(array: Bytes) -> Any:
-    if not array.flags.c_contiguous:
-        raise ValueError("the codec takes contiguous arrays")
-    return _native.ffi.cast("void *", array.ctypes.data)
+    try:
+        return _native.ffi.from_buffer(array)
+    except (BufferError, ValueError) as error:
+        raise ValueError("the codec takes contiguous arrays") from error
 
 
 def _check(status: int) -> None:
