@@ -43,6 +43,15 @@ from pyendor.metadata import LOWEST_VERSION
 P = ParamSpec("P")
 
 INPUT_FAULT, USAGE = 1, 2
+PRUNE_HELP = """Write a magnitude-pruned dense copy, to try Endor on.
+
+By default the weights of numbered layers are pruned; embeddings, norms, the head and routers are not.
+
+""" + (
+    "Magnitude pruning looks at no data and [bold]costs quality[/]: a language model pruned to 50 % this way "
+    "is noticeably worse than before. To keep quality, prune with Wanda or SparseGPT, for instance through "
+    "llm-compressor, and give the result to [bold]endor compress[/]."
+)
 
 app = typer.Typer(
     name="endor",
@@ -217,7 +226,7 @@ def verify_command(
         raise typer.Exit(INPUT_FAULT)
 
 
-@app.command(name="prune")
+@app.command(name="prune", help=PRUNE_HELP)
 @_reported
 def prune_command(
     source: Source,
@@ -239,14 +248,7 @@ def prune_command(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write a magnitude-pruned dense copy, to try Endor on.
-
-    By default the matrices of numbered layers are pruned; embeddings, norms and the head are not.
-
-    Magnitude pruning looks at no data and [bold]costs quality[/]: a language model pruned to 50 % this way is
-    noticeably worse than before. To keep quality, prune with Wanda or SparseGPT, for instance through
-    llm-compressor, and give the result to [bold]endor compress[/].
-    """
+    """Write a magnitude-pruned dense copy, to try Endor on."""
     options = prune.Options(
         sparsity=sparsity,
         group=per.value,
