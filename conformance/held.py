@@ -103,7 +103,12 @@ def example() -> str:
 def cell(row: dict[str, Any] | None) -> str:
     if row is None or row.get("not_offered") == row["cases"]:
         return "–"
-    return f"{row['passed']} of {row['cases']}" if not row["pass"] else f"**all {row['cases']}**"
+    if row["pass"]:
+        return f"**all {row['cases']}**"
+    rest = row.get("not_offered", 0)
+    offered = row["cases"] - rest
+    passed = f"{row['passed']} of {offered}" if row["passed"] < offered else f"all {offered}"
+    return passed + (f", {rest} not offered" if rest else "")
 
 
 def main() -> int:

@@ -194,10 +194,11 @@ ANY_ZERO(8)
         uint64_t word, const uint8_t *at, uint8_t *out, int stream) {                              \
         for (unsigned j = 0; j < 64; j += 8) {                                                     \
             unsigned byte = (unsigned)(word >> j) & 0xFF;                                          \
-            expand_##size(at, byte, out + (size_t)j * (size), stream);                             \
-            at += (size) * __builtin_popcount(byte);                                               \
+            /* Counted from the start of the word, so that no byte waits for the one before. */    \
+            int before = __builtin_popcountll(word & ((UINT64_C(1) << j) - 1));                    \
+            expand_##size(at + (size) * before, byte, out + (size_t)j * (size), stream);           \
         }                                                                                          \
-        return at;                                                                                 \
+        return at + (size) * __builtin_popcountll(word);                                           \
     }
 EXPAND_WORD(2)
 EXPAND_WORD(4)
@@ -207,10 +208,10 @@ TARGET INLINE const uint8_t *expand_word_1(
     uint64_t word, const uint8_t *at, uint8_t *out, int stream) {
     for (unsigned j = 0; j < 64; j += 16) {
         unsigned byte = (unsigned)(word >> j) & 0xFF, next = (unsigned)(word >> (j + 8)) & 0xFF;
-        expand_1(at, byte, next, out + j, stream);
-        at += __builtin_popcount(byte) + __builtin_popcount(next);
+        int before = __builtin_popcountll(word & ((UINT64_C(1) << j) - 1));
+        expand_1(at + before, byte, next, out + j, stream);
     }
-    return at;
+    return at + __builtin_popcountll(word);
 }
 
 #define AVX2_KERNELS(size)                                                                         \

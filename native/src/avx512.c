@@ -67,13 +67,15 @@ VECTOR(8, __mmask8, epi64)
             uint64_t word = bits[i / 64];                                                          \
             for (unsigned j = 0; j < 64; j += LANES(size)) {                                       \
                 mask m = (mask)(word >> j);                                                        \
-                __m512i dense = expand_##size(m, _mm512_loadu_si512(at));                          \
-                at += (unsigned)__builtin_popcountll(m) * (size);                                  \
+                /* Counted from the start of the word: no vector waits for the one before. */      \
+                int before = __builtin_popcountll(word & ((UINT64_C(1) << j) - 1));                \
+                __m512i dense = expand_##size(m, _mm512_loadu_si512(at + before * (size)));        \
                 if (stream)                                                                        \
                     _mm512_stream_si512((void *)(out + (size_t)(i + j) * (size)), dense);          \
                 else                                                                               \
                     _mm512_storeu_si512(out + (size_t)(i + j) * (size), dense);                    \
             }                                                                                      \
+            at += __builtin_popcountll(word) * (size);                                             \
         }                                                                                          \
         /* Then just the elements that are there. */                                               \
         for (; i < count; i += LANES(size)) {                                                      \
