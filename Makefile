@@ -4,6 +4,7 @@
 #   make test     the tests. TORCH names the torch to install: make test TORCH='torch==2.13.0'
 #   make check    style and types
 #   make native   the C library alone, and its tests under the sanitizers (needs cmake)
+#   make bench    the codec beside memcpy, into build/bench.json
 #   make conformance    all implementations against the corpus, and how hard it bites
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 DEMO := .demo
 BUILD := build
 
-.PHONY: demo test check native conformance clean
+.PHONY: demo test check native bench conformance clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -31,6 +32,11 @@ conformance: $(VENV)/conformance.stamp
 	$(BIN)/python conformance/held.py --check
 	$(BIN)/python conformance/bite.py rules
 	$(BIN)/python conformance/bite.py mutants
+
+bench: $(VENV)/bench.stamp
+	mkdir -p $(BUILD)
+	rm -f $(BUILD)/bench.json
+	$(BIN)/python benchmarks/codec.py --threads 1,2 -o $(BUILD)/bench.json
 
 native:
 	cmake -S . -B $(BUILD)
@@ -61,6 +67,10 @@ $(VENV)/test.stamp: $(VENV)/demo.stamp
 # The version that the table of results names; another one may have other findings.
 $(VENV)/conformance.stamp: $(VENV)/base.stamp
 	$(BIN)/python -m pip install --quiet safetensors==0.8.0
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/base.stamp
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
 $(VENV)/check.stamp: $(VENV)/base.stamp

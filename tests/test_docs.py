@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -36,6 +37,17 @@ def test_numbers_of_the_demo(pruned: Path, compressed: Path) -> None:
         numbers = (f"{dense / 1e6:.2f} MB", f"{endor / 1e6:.2f} MB", f"{100 * (1 - endor / dense):.1f} %")
         assert re.search(r"\s+".join(map(re.escape, numbers)), README), numbers
     assert f"16.00        {after.encoded_bits_per_weight:.2f}" in README
+
+
+def test_tables_of_the_benchmarks() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import table
+    finally:
+        sys.path.pop(0)
+    assert table.readme() == table.README.read_text()
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        assert set(json.loads(path.read_text())["metadata"]) <= table.KEPT
 
 
 @pytest.mark.parametrize("command", ["compress", "decompress", "inspect", "verify", "prune"])
