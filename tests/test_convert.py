@@ -471,8 +471,11 @@ def test_terminated_run_leaves_nothing(tmp_path: Path, how: signal.Signals) -> N
     save_file({f"t{i}": np.zeros(1 << 22, np.float64) for i in range(8)}, source, min_saving=1.0)
     convert.decompress(source, tmp_path / "dense.safetensors")
     source.unlink()
+    # With the slow codec, so that there is time to send the signal.
     run = subprocess.Popen(
-        [sys.executable, "-m", "pyendor", "compress", "dense.safetensors", "out"], cwd=tmp_path
+        [sys.executable, "-m", "pyendor", "compress", "dense.safetensors", "out"],
+        cwd=tmp_path,
+        env=os.environ | {"PYENDOR_BACKEND": "reference"},
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out.*")) and run.poll() is None and time.monotonic() < deadline:
