@@ -55,13 +55,10 @@ def new_file(path: str | os.PathLike[str], *, force: bool, mode: int = 0o666) ->
                 os.chmod(temporary, target.stat().st_mode & 0o7777)
             os.fsync(file.fileno())
         _rename(temporary, target, replace=force)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if error.filename in {None, str(temporary), temporary}:
+        if isinstance(error, OSError) and error.filename in {None, str(temporary), temporary}:
             error.filename = str(target)  # a full disk, for instance, names no file
-        raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
         raise
     _sync_directory(target.parent)
 

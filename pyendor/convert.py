@@ -195,13 +195,14 @@ def beside(source: Path, destination: Path, *, force: bool) -> atomic.NewDirecto
 
 def _replaceable(directory: Path) -> bool:
     """Whether a directory is empty, or holds a model and no version control: nothing else is ever removed."""
-    names = os.listdir(directory)
-    if not names:
-        return True
+    names = set(os.listdir(directory))
+    if not names or names & set(checkpoint.NOT_OURS):
+        return not names
     try:
-        return not set(names) & set(checkpoint.NOT_OURS) and bool(checkpoint.listing(directory).weights)
+        checkpoint.listing(directory)
     except UsageError:
         return False
+    return True
 
 
 def _check_compressible(found: Checkpoint) -> None:

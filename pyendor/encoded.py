@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import xxhash
 
-from pyendor import backends, dtypes, jsontext, layout, metadata
+from pyendor import backends, dtypes, jsontext, layout
 from pyendor.errors import FormatError, PartError, UnsupportedError, quote
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
@@ -116,11 +116,7 @@ class EncodedTensor:
         itemsize = dtypes.BY_NAME[self.dtype].itemsize
         size = max(0, min(stop * layout.BLOCK, numel) - first * layout.BLOCK) * itemsize
         if out is None:
-            try:
-                out = np.empty(size, np.uint8)
-            except MemoryError:
-                found = f"its {size} bytes are too large for this machine's memory"
-                raise UnsupportedError(f"tensor {quote(self.name)}: {found}") from None
+            out = layout.allocate(size)
         elif out.dtype != np.uint8 or out.shape != (size,) or not out.flags.c_contiguous:
             raise ValueError(f"out must be a contiguous uint8 array of shape ({size},)")
         values, bitmap, index = (self.parts[role] for role in ("values", "bitmap", "index"))
@@ -150,8 +146,7 @@ class EncodedTensor:
         """
         if self.meta.digest is None:
             return False
-        parsed = metadata.parse_digest(self.meta.digest)
-        algorithm, digits = parsed if parsed is not None else ("", "")
+        algorithm, _, digits = self.meta.digest.partition(":")
         if algorithm != DIGEST:
             raise UnsupportedError(
                 f"tensor {quote(self.name)}: cannot check a digest of algorithm {quote(algorithm)}"

@@ -47,7 +47,7 @@ class _FileStorage:
     def read(self, start: int, stop: int) -> Bytes:
         if self._close.alive is False:
             raise ValueError("the file is closed")
-        data = _allocated(stop - start)
+        data = layout.allocate(stop - start)
         rest = data.data
         while rest:
             done = os.preadv(self._descriptor, [rest], stop - len(rest))
@@ -75,11 +75,19 @@ class _MemoryStorage:
         pass
 
 
-def _allocated(size: int) -> Bytes:
+def _read_layout(storage: _Storage, path: str | None) -> Layout:
+    """The header of a file, read and checked; errors name the file."""
     try:
-        return np.empty(size, np.uint8)
+        prefix = storage.read(0, min(container.PREFIX, storage.length)).tobytes()
+        length = container.header_length(prefix, storage.length)
+        header = storage.read(container.PREFIX, container.PREFIX + length).tobytes()
+        return layout.resolve(container.parse(header, storage.length))
+    except FormatError as error:
+        raise error.located(path=path) from None
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{quote(path)}: {error}" if path else str(error)) from None
     except MemoryError:
-        raise UnsupportedError(f"a tensor of {size} bytes is too large for this machine's memory") from None
+        raise UnsupportedError("the header is too large for this machine's memory") from None
 
 
 class File:
@@ -94,19 +102,7 @@ class File:
         self._storage = storage
         self.path = path
         try:
-            prefix = storage.read(0, min(container.PREFIX, storage.length)).tobytes()
-            length = container.header_length(prefix, storage.length)
-            header = storage.read(container.PREFIX, container.PREFIX + length).tobytes()
-            self.layout: Layout = layout.resolve(container.parse(header, storage.length))
-        except FormatError as error:
-            storage.close()
-            raise error.located(path=path) from None
-        except UnsupportedError as error:
-            storage.close()
-            raise UnsupportedError(f"{quote(path)}: {error}" if path else str(error)) from None
-        except MemoryError:
-            storage.close()
-            raise UnsupportedError("the header is too large for this machine's memory") from None
+            self.layout = _read_layout(storage, path)
         except BaseException:
             storage.close()
             raise
@@ -173,7 +169,7 @@ class File:
                 tensor.name, tensor.dtype, tensor.shape, part.nbytes, lambda: self._read(part)
             )
         tensor.require_supported()
-        known = (tensor.meta.digest or "").startswith(f"{DIGEST}:")
+        known = tensor.meta.digest_algorithm == DIGEST
         return TensorSource(
             tensor.name,
             tensor.dtype,

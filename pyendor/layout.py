@@ -121,6 +121,18 @@ def dense_nbytes(dtype: str, shape: Sequence[int]) -> int:
     return container.numel(shape) * dtypes.BY_NAME[dtype].bits // 8
 
 
+def allocate(nbytes: int) -> Bytes:
+    """New memory, whatever is in it.
+
+    Raises:
+        UnsupportedError: this machine has not so much (spec 13).
+    """
+    try:
+        return np.empty(nbytes, np.uint8)
+    except MemoryError:
+        raise UnsupportedError(f"{nbytes} bytes are too large for this machine's memory") from None
+
+
 def part_specs(dtype: str, numel: int, nnz: int) -> tuple[PartSpec, ...]:
     """The parts of the bitmap/raw encoding, in the order of B-2."""
     itemsize = dtypes.BY_NAME[dtype].itemsize

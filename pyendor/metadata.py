@@ -61,6 +61,11 @@ class TensorMeta:
             return f"encoded dtype {quote(self.dtype)}"
         return None
 
+    @property
+    def digest_algorithm(self) -> str | None:
+        """What its digest was made with."""
+        return self.digest.partition(":")[0] if self.digest is not None else None
+
     def members(self) -> dict[str, Any]:
         """The members that the digest covers (D-2)."""
         return {
@@ -120,12 +125,10 @@ def build(tensors: Mapping[str, TensorMeta]) -> str:
     return jsontext.canonical({"tensors": entries, "version": LOWEST_VERSION})
 
 
-def parse_digest(digest: str) -> tuple[str, str] | None:
-    """Algorithm and digits of a digest; None if its form is wrong (D-1)."""
+def is_digest(digest: str) -> bool:
+    """Whether a digest has the right form (D-1)."""
     match = _DIGEST.match(digest)
-    if match is None or len(match[2]) != _DIGEST_DIGITS.get(match[1], len(match[2])):
-        return None
-    return match[1], match[2]
+    return match is not None and len(match[2]) == _DIGEST_DIGITS.get(match[1], len(match[2]))
 
 
 def belonging(names: Sequence[str], tensor: str) -> Sequence[str]:
@@ -148,7 +151,7 @@ def _parse_tensor(name: str, entry: object) -> TensorMeta:
     digest = entry.get("digest")
     if "digest" in entry and not jsontext.is_string(digest):
         raise FormatError("M-4", "its digest is not a string", tensor=name)
-    if digest is not None and parse_digest(digest) is None:
+    if digest is not None and not is_digest(digest):
         raise FormatError("D-1", f"malformed digest {quote(digest)}", tensor=name)
     meta = TensorMeta(entry["dtype"], shape, entry["positions"], entry["values"], None, digest)
     if meta.unsupported is not None:

@@ -108,14 +108,13 @@ def decode(
     parts = _native.ffi.new(
         "endor_parts *", (held[0], values.size, held[1], bitmap.size, held[2], index.size)
     )
-    target = _target()
+    forced = _target()
 
     def run(low: int, high: int) -> tuple[int, int]:
         piece = out[(low - first) * BLOCK * itemsize : (high - first) * BLOCK * itemsize]
         offset = _native.ffi.new("uint64_t *")
-        size = piece.size
         status = _native.lib.endor_decode(
-            target, parts, itemsize, numel, nnz, low, high, _buffer(piece), size, 0, offset
+            forced, parts, itemsize, numel, nnz, low, high, _buffer(piece), piece.size, 0, offset
         )
         return int(status), int(offset[0])
 
