@@ -72,7 +72,7 @@ def listing(root: Path) -> Checkpoint:
     if not weights:
         raise _no_weights(root, names)
     indices = [name for name in names if is_index(name) and not is_kept_original(name)]
-    ours = [name for name in indices if _infix(name).startswith(f".{METHOD}") == bool(endor)]
+    ours = [name for name in indices if _is_variant(name, METHOD) == bool(endor)]
     copies = [name for name in names if _matches(name, COPIES)]
     pickles = [name for name in copies if fnmatch.fnmatchcase(name, "pytorch_model*.bin")]
     others = (dense + pickles if endor else []) + [name for name in indices if name not in ours]
@@ -153,7 +153,7 @@ def is_index(name: str) -> bool:
 
 def is_kept_original(name: str) -> bool:
     """Whether a file is a dense index or config that is kept beside Endor weights."""
-    return name == DENSE_CONFIG or (is_index(name) and f"{_infix(name)}.".startswith(".dense."))
+    return name == DENSE_CONFIG or (is_index(name) and _is_variant(name, "dense"))
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -240,6 +240,11 @@ def _infix(index: str) -> str:
     """What the name of an index has between its stem and ``.json``, such as ``.endor.fp16``."""
     match = _INDEX.fullmatch(index)
     return match[1] if match else ""
+
+
+def _is_variant(index: str, variant: str) -> bool:
+    """Whether an index is of a variant, or of a variant of that one; ``endorsed`` is none of ``endor``."""
+    return f"{_infix(index)}.".startswith(f".{variant}.")
 
 
 def _walk(root: Path) -> tuple[list[PurePosixPath], dict[str, str]]:

@@ -300,6 +300,7 @@ def side_by_side() -> Iterator[Case]:
         ("variant", "model.fp16.safetensors", dense),
         ("name-alike", "model.endorsed.safetensors", dense),
         ("index", "model.safetensors.index.json", kept()),
+        ("index-name-alike", "model.safetensors.index.endorsed.json", kept()),
         ("index-of-a-variant", "model.safetensors.index.fp16.json", kept()),
         ("pytorch", "pytorch_model.bin", b"PK"),
         ("pytorch-shard", "pytorch_model-00001-of-00002.bin", b"PK"),
