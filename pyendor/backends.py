@@ -23,7 +23,9 @@ class Codec(Protocol):
     def count(self, dense: Bytes, itemsize: int) -> int:
         """nnz of dense data."""
 
-    def encode(self, dense: Bytes, itemsize: int, values: Bytes, bitmap: Bytes, index: Bytes) -> None:
+    def encode(
+        self, dense: Bytes, itemsize: int, nnz: int, values: Bytes, bitmap: Bytes, index: Bytes
+    ) -> None:
         """Dense data into parts."""
 
     def decode(
@@ -34,11 +36,12 @@ class Codec(Protocol):
         itemsize: int,
         numel: int,
         nnz: int,
-        out: Bytes,
+        out: Bytes | None,
         first: int = 0,
         stop: int | None = None,
+        warm: bool = False,
     ) -> None:
-        """A range of blocks of parts, checked, into dense data."""
+        """A range of blocks of parts, checked, into dense data, or only checked."""
 
 
 TABLE: dict[str, Codec] = {"native": native, "reference": reference}

@@ -55,7 +55,7 @@ class EncodedTensor:
         parts = {
             spec.role: np.empty(spec.nbytes, np.uint8) for spec in layout.part_specs(dtype, meta.numel, nnz)
         }
-        codec.encode(dense, known.itemsize, parts["values"], parts["bitmap"], parts["index"])
+        codec.encode(dense, known.itemsize, nnz, parts["values"], parts["bitmap"], parts["index"])
         encoded = cls(name, meta, parts)
         if not digest:
             return encoded
@@ -95,6 +95,8 @@ class EncodedTensor:
     def decode(self, out: Bytes | None = None, *, backend: str | None = None) -> Bytes:
         """The dense data, ``uint8 [dense_nbytes]``, in ``out`` if it is given.
 
+        ``out`` is best memory that has been used before: large outputs are stored past the caches then.
+
         Raises:
             FormatError: the parts break a rule of section 8. ``out`` then holds nothing of use.
         """
@@ -112,20 +114,35 @@ class EncodedTensor:
         nb = layout.blocks(numel)
         if not 0 <= first <= stop <= nb:
             raise ValueError(f"blocks {first} to {stop} of a tensor of {nb}")
-        codec = backends.get(backend)
-        itemsize = dtypes.BY_NAME[self.dtype].itemsize
-        size = max(0, min(stop * layout.BLOCK, numel) - first * layout.BLOCK) * itemsize
+        size = max(0, min(stop * layout.BLOCK, numel) - first * layout.BLOCK) * self._itemsize
+        warm = out is not None
         if out is None:
             out = layout.allocate(size)
         elif out.dtype != np.uint8 or out.shape != (size,) or not out.flags.c_contiguous:
             raise ValueError(f"out must be a contiguous uint8 array of shape ({size},)")
+        self._run(backend, out, first, stop, warm)
+        return out
+
+    def validate(self, *, backend: str | None = None) -> None:
+        """Checks all rules of section 8 without decoding.
+
+        Raises:
+            FormatError: the parts break one of them.
+        """
+        self._run(backend, None, 0, layout.blocks(self.meta.numel), False)
+
+    def _run(self, backend: str | None, out: Bytes | None, first: int, stop: int, warm: bool) -> None:
         values, bitmap, index = (self.parts[role] for role in ("values", "bitmap", "index"))
+        tensor = (self._itemsize, self.meta.numel, self.nnz)
         try:
-            codec.decode(values, bitmap, index, itemsize, numel, self.nnz, out, first, stop)
+            backends.get(backend).decode(values, bitmap, index, *tensor, out, first, stop, warm)
         except PartError as error:
             offset = (error.offset or 0) + self.offsets[error.part] if self.offsets else None
             raise error.located(tensor=self.name, offset=offset, path=self.path) from None
-        return out
+
+    @property
+    def _itemsize(self) -> int:
+        return dtypes.BY_NAME[self.dtype].itemsize
 
     def digest(self) -> str:
         """XXH3-64 of metadata and parts, 16 hexadecimal digits (D-2)."""

@@ -1,17 +1,18 @@
 """The C codec (native/): buffers in, a status turned into an error. Signatures are those of the reference.
 
-C runs without the interpreter's lock. A large tensor is decoded by several threads, each a range of blocks:
-``PYENDOR_THREADS`` says how many, otherwise one for each processor. ``PYENDOR_TARGET`` forces an instruction
-set: ``scalar``, ``avx2`` or ``avx512``.
+C runs without the interpreter's lock. A large tensor is the work of several threads, each with a range of
+blocks: ``PYENDOR_THREADS`` says how many, otherwise one for each processor. ``PYENDOR_TARGET`` forces an
+instruction set: ``scalar``, ``avx2``, ``avx512`` or ``neon``.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
+from pyendor import parallel
 from pyendor.errors import BackendUnavailableError, PartError, quote
 from pyendor.layout import BLOCK, Bytes, blocks
 
@@ -20,23 +21,23 @@ try:
 except ImportError:  # no compiler was at hand when the package was installed
     _native = None  # type: ignore[assignment]
 
-THREADS = "PYENDOR_THREADS"
 TARGET = "PYENDOR_TARGET"
-TARGETS = {"auto": 0, "scalar": 1, "avx2": 2, "avx512": 3}
+TARGETS = ("auto", "scalar", "avx2", "avx512", "neon")  # ENDOR_AUTO and so on of endor.h
 
 # Blocks that are worth a thread of their own: half a million elements.
 _SHARE = 128
-_ARGUMENT, _NO_TARGET = 1, 2
-# What each status of endor.h says, and in which part the fault lies.
+# Outputs that the caches do not hold anyway. Storing past them is a third faster then, and slower below.
+_STREAM = 16 << 20
+# What the statuses of endor.h that are called after a rule say, and in which part the fault lies.
 _FAULTS = {
-    103: ("B-3", "bitmap", "bitmap has a bit set past its last element"),
-    104: ("B-4", "index", "index does not begin with 0"),
-    105: ("B-5", "index", "index falls, or is not from 0 to nnz"),
-    106: ("B-6", "index", "a block has not as many bits set as its index says"),
-    107: ("B-7", "index", "index does not end with nnz"),
-    108: ("B-8", "index", "padding of the index is not 0"),
-    109: ("B-9", "values", "padding of values is not 0"),
-    110: ("B-10", "values", "a stored element is zero"),
+    "B-3": ("bitmap", "bitmap has a bit set past its last element"),
+    "B-4": ("index", "index does not begin with 0"),
+    "B-5": ("index", "index falls, or is not from 0 to nnz"),
+    "B-6": ("index", "a block has not as many bits set as its index says"),
+    "B-7": ("index", "index does not end with nnz"),
+    "B-8": ("index", "padding of the index is not 0"),
+    "B-9": ("values", "padding of values is not 0"),
+    "B-10": ("values", "a stored element is zero"),
 }
 
 
@@ -47,43 +48,49 @@ def available() -> bool:
 
 def targets() -> list[str]:
     """The instruction sets that can be forced on this machine."""
-    return [name for name, number in TARGETS.items() if number and _native.lib.endor_has(number)]
+    return [name for name in TARGETS[1:] if _native.lib.endor_has(_number(name))]
 
 
 def target() -> str:
     """The instruction set in use."""
     number = _target() or _native.lib.endor_best()
-    return next(name for name, other in TARGETS.items() if other == number)
+    return next(name for name in TARGETS if _number(name) == number)
 
 
 def count(dense: Bytes, itemsize: int) -> int:
     """nnz of dense data."""
-    nnz = _native.ffi.new("uint64_t *")
-    _check(_native.lib.endor_count(_target(), _buffer(dense), dense.size, itemsize, nnz))
-    return int(nnz[0])
+    return sum(_counts(dense, itemsize, _ranges(0, blocks(dense.size // itemsize))))
 
 
-def encode(dense: Bytes, itemsize: int, values: Bytes, bitmap: Bytes, index: Bytes) -> None:
+def encode(dense: Bytes, itemsize: int, nnz: int, values: Bytes, bitmap: Bytes, index: Bytes) -> None:
     """Fills the parts of dense data.
 
     Raises:
-        ValueError: the parts have not the lengths that the data needs.
+        ValueError: the data has not so many stored elements, or the parts not the lengths for them.
     """
-    status = _native.lib.endor_encode(
-        _target(),
-        _buffer(dense),
-        dense.size,
-        itemsize,
-        _buffer(values),
-        values.size,
-        _buffer(bitmap),
-        bitmap.size,
-        _buffer(index),
-        index.size,
-    )
-    if status == _ARGUMENT:
-        raise ValueError("the parts have not the lengths of the stored elements of this data")
-    _check(status)
+    ranges = _ranges(0, blocks(dense.size // itemsize))
+    ranks = [0, *itertools.accumulate(_counts(dense, itemsize, ranges[:-1])), nnz]
+    target = _target()
+    parts = [argument for part in (values, bitmap, index) for argument in (_buffer(part), part.size)]
+
+    def run(piece: int) -> int:
+        return int(
+            _native.lib.endor_encode(
+                target,
+                _buffer(dense),
+                dense.size,
+                itemsize,
+                *ranges[piece],
+                ranks[piece],
+                max(ranks[piece : piece + 2]),
+                *parts,
+            )
+        )
+
+    for status in parallel.each(run, range(len(ranges))):
+        if status == _native.lib.ENDOR_ARGUMENT:
+            raise ValueError("the parts have not the lengths of the stored elements of this data")
+        _check(status)
 
 
 def decode(
@@ -93,11 +100,12 @@ def decode(
     itemsize: int,
     numel: int,
     nnz: int,
-    out: Bytes,
+    out: Bytes | None,
     first: int = 0,
     stop: int | None = None,
+    warm: bool = False,
 ) -> None:
-    """Checks a range of blocks of parts and fills ``out`` with their elements.
+    """Checks a range of blocks of parts, and fills ``out``, if there is one, with their elements.
 
     Raises:
         PartError: a rule is broken. What is in ``out`` then means nothing.
@@ -108,30 +116,47 @@ def decode(
     parts = _native.ffi.new(
         "endor_parts *", (held[0], values.size, held[1], bitmap.size, held[2], index.size)
     )
-    forced = _target()
+    tensor = (_target(), parts, itemsize, numel, nnz)
+    flags = _native.lib.ENDOR_STREAM if warm and out is not None and out.size >= _STREAM else 0
 
-    def run(low: int, high: int) -> tuple[int, int]:
-        piece = out[(low - first) * BLOCK * itemsize : (high - first) * BLOCK * itemsize]
+    def run(blocks: tuple[int, int]) -> tuple[int, int]:
         offset = _native.ffi.new("uint64_t *")
-        status = _native.lib.endor_decode(
-            forced, parts, itemsize, numel, nnz, low, high, _buffer(piece), piece.size, 0, offset
-        )
+        if out is None:
+            status = _native.lib.endor_validate(*tensor, *blocks, offset)
+        else:
+            low, high = ((block - first) * BLOCK * itemsize for block in blocks)
+            piece = out[low:high]
+            status = _native.lib.endor_decode(*tensor, *blocks, _buffer(piece), piece.size, flags, offset)
         return int(status), int(offset[0])
 
-    shares = (stop - first) // _SHARE
-    if shares > 1:
-        shares = min(shares, _threads())
-    if shares > 1:
-        edges = [first + (stop - first) * k // shares for k in range(shares + 1)]
-        results = list(_pool(_threads()).map(run, edges[:-1], edges[1:]))
-        if not any(status for status, _ in results):
-            return
+    ranges = _ranges(first, stop)
+    if len(ranges) > 1 and not any(status for status, _ in parallel.each(run, ranges)):
+        return
     # Alone, or to name the fault that comes first.
-    status, at = run(first, stop)
-    if status in _FAULTS:
-        rule, part_name, found = _FAULTS[status]
-        raise PartError(rule, found, part_name, at)
+    status, at = run((first, stop))
+    for rule, (part, found) in _FAULTS.items():
+        if status == getattr(_native.lib, f"ENDOR_{rule.replace('-', '')}"):
+            raise PartError(rule, found, part, at)
     _check(status)
+
+
+def _ranges(first: int, stop: int) -> list[tuple[int, int]]:
+    """A range of blocks, cut in as many as there are threads for it; at least one."""
+    shares = max(1, min((stop - first) // _SHARE, parallel.threads()))
+    edges = [first + (stop - first) * k // shares for k in range(shares + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def _counts(dense: Bytes, itemsize: int, ranges: Sequence[tuple[int, int]]) -> list[int]:
+    target = _target()
+
+    def run(blocks: tuple[int, int]) -> int:
+        piece = dense[blocks[0] * BLOCK * itemsize : blocks[1] * BLOCK * itemsize]
+        nnz = _native.ffi.new("uint64_t *")
+        _check(_native.lib.endor_count(target, _buffer(piece), piece.size, itemsize, nnz))
+        return int(nnz[0])
+
+    return parallel.each(run, ranges)
 
 
 def _buffer(array: Bytes) -> Any:
@@ -142,7 +167,7 @@ def _buffer(array: Bytes) -> Any:
 
 
 def _check(status: int) -> None:
-    if status == _NO_TARGET:
+    if status == _native.lib.ENDOR_TARGET:
         found = f"this machine has no {os.environ.get(TARGET)}; it has {', '.join(targets())}"
         raise BackendUnavailableError(f"{TARGET}: {found}")
     if status:
@@ -153,21 +178,8 @@ def _target() -> int:
     name = os.environ.get(TARGET, "auto")
     if name not in TARGETS:
         raise BackendUnavailableError(f"{TARGET}={quote(name)}; known are {', '.join(TARGETS)}")
-    return TARGETS[name]
+    return _number(name)
 
 
-def _threads() -> int:
-    text = os.environ.get(THREADS, "")
-    if text.isascii() and text.isdecimal() and int(text[:4]):
-        return int(text[:4])
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@functools.lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "pyendor")
-
-
-# A child of fork has none of its parent's threads.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+def _number(name: str) -> int:
+    return int(getattr(_native.lib, f"ENDOR_{name.upper()}"))

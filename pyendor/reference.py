@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyendor.errors import PartError
-from pyendor.layout import BLOCK, Bytes, blocks
+from pyendor.layout import ALIGNMENT, BLOCK, Bytes, blocks, roundup
 
 _BATCH = 256  # blocks: a million elements
 
@@ -28,14 +28,16 @@ def count(dense: Bytes, itemsize: int) -> int:
     return sum(int(np.count_nonzero(words[start : start + step])) for start in range(0, words.size, step))
 
 
-def encode(dense: Bytes, itemsize: int, values: Bytes, bitmap: Bytes, index: Bytes) -> None:
+def encode(dense: Bytes, itemsize: int, nnz: int, values: Bytes, bitmap: Bytes, index: Bytes) -> None:
     """Fills the parts of dense data; all their lengths are those of ``layout.part_specs``.
 
     Raises:
-        ValueError: ``values`` has not the length of the data's stored elements.
+        ValueError: the data has not so many stored elements.
     """
     words = _words(dense, itemsize)
     stored = _words(values, itemsize)
+    if stored.size != roundup(nnz * itemsize, ALIGNMENT) // itemsize:
+        raise ValueError("the values part is not made for so many stored elements")
     entries = index.view("<i8")
     entries[:] = 0
     bitmap[:] = 0
@@ -44,8 +46,8 @@ def encode(dense: Bytes, itemsize: int, values: Bytes, bitmap: Bytes, index: Byt
         batch = words[first : first + _BATCH * BLOCK]
         mask = batch != 0
         found = batch[mask]
-        if rank + found.size > stored.size:
-            raise ValueError("more stored elements than the values part has room for")
+        if rank + found.size > nnz:
+            raise ValueError(f"more stored elements than {nnz}")
         stored[rank : rank + found.size] = found
         packed = np.packbits(mask, bitorder="little")
         bitmap[first // 8 : first // 8 + packed.size] = packed
@@ -53,8 +55,8 @@ def encode(dense: Bytes, itemsize: int, values: Bytes, bitmap: Bytes, index: Byt
         block = first // BLOCK
         entries[block + 1 : block + 1 + ones.size] = rank + np.cumsum(ones)
         rank += found.size
-    if stored.size - rank >= max(64 // itemsize, 1):
-        raise ValueError("fewer stored elements than the values part is made for")
+    if rank != nnz:
+        raise ValueError(f"{rank} stored elements, not {nnz}")
     stored[rank:] = 0
 
 
@@ -65,13 +67,15 @@ def decode(
     itemsize: int,
     numel: int,
     nnz: int,
-    out: Bytes,
+    out: Bytes | None,
     first: int = 0,
     stop: int | None = None,
+    warm: bool = False,
 ) -> None:
     """Checks the blocks ``first`` to ``stop - 1`` of a tensor and fills ``out`` with their elements (B-11).
 
-    Without ``first`` and ``stop`` these are all blocks, and all of B-3 to B-10 is checked.
+    Without ``first`` and ``stop`` these are all blocks, and all of B-3 to B-10 is checked. Without ``out``
+    that is all that is done. ``warm`` says that ``out`` is mapped already, for codecs that can use that.
 
     Raises:
         PartError: a rule is broken. What is in ``out`` then means nothing.
@@ -80,7 +84,7 @@ def decode(
     stop = nb if stop is None else stop
     entries = index.view("<i8")
     stored = _words(values, itemsize)
-    dense = _words(out, itemsize)
+    dense = _words(out, itemsize) if out is not None else None
     if stop == nb:
         _check_bitmap_padding(bitmap, numel)
     _check_index(entries, nb, nnz, first, stop)
@@ -91,9 +95,10 @@ def decode(
             bitmap[lowest // 8 : -(-highest // 8)], count=highest - lowest, bitorder="little"
         ).view(np.bool_)
         found = _checked(mask, entries[start : end + 1], start, nnz, stored)
-        batch = dense[lowest - first * BLOCK : highest - first * BLOCK]
-        batch[:] = 0
-        batch[mask] = found
+        if dense is not None:
+            batch = dense[lowest - first * BLOCK : highest - first * BLOCK]
+            batch[:] = 0
+            batch[mask] = found
     padding = values[nnz * itemsize :]
     if stop == nb and padding.any():
         at = nnz * itemsize + int(np.argmax(padding != 0))

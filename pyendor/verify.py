@@ -151,14 +151,18 @@ def _check(
     sums: bool,
     backend: str | None,
 ) -> None:
-    """Decodes a tensor with all its checks."""
+    """Reads a tensor with all its checks; decodes it where that is of use."""
     result.tensors += 1
     result.encoded += tensor.meta is not None
     encoded = opened.get_encoded(tensor.name) if tensor.meta is not None else None
-    data = encoded.decode(backend=backend) if encoded is not None else opened.get_bytes(tensor.name)
     if sums:
+        data = encoded.decode(backend=backend) if encoded is not None else opened.get_bytes(tensor.name)
         sha256 = hashlib.sha256(data.data).hexdigest()
         result.sums.append(Sum(tensor.name, tensor.dtype, tensor.shape, sha256))
+    elif encoded is not None:
+        encoded.validate(backend=backend)
+    else:
+        opened.get_bytes(tensor.name)
     if encoded is not None and check_digests:
         result.digests += encoded.check_digest()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from conftest import sparse_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyendor import backends, layout, native, reference
+from pyendor import backends, layout, native, parallel, reference
 from pyendor.encoded import EncodedTensor
 from pyendor.errors import BackendUnavailableError, PartError
 from pyendor.layout import Bytes
@@ -39,7 +40,7 @@ def parts_of(dense: Bytes, itemsize: int, codec: backends.Codec) -> dict[str, By
     nnz = codec.count(dense, itemsize)
     specs = layout.part_specs(DTYPES[itemsize], dense.size // itemsize, nnz)
     parts = {spec.role: np.full(spec.nbytes, 0xA5, np.uint8) for spec in specs}
-    codec.encode(dense, itemsize, **parts)
+    codec.encode(dense, itemsize, nnz, **parts)
     return parts
 
 
@@ -48,10 +49,16 @@ def outcome(codec: backends.Codec, parts: dict[str, Bytes], *arguments: int) -> 
     itemsize, numel, nnz, first, stop = arguments
     size = max(0, min(stop * layout.BLOCK, numel) - first * layout.BLOCK) * itemsize
     out = np.full(size, 0x5A, np.uint8)
-    try:
-        codec.decode(**parts, itemsize=itemsize, numel=numel, nnz=nnz, out=out, first=first, stop=stop)
-    except PartError as error:
-        return error.rule, error.part, error.offset
+    blocks = {"first": first, "stop": stop}
+    faults = []
+    for to in (out, None):
+        try:
+            codec.decode(**parts, itemsize=itemsize, numel=numel, nnz=nnz, out=to, **blocks)
+        except PartError as error:
+            faults.append((error.rule, error.part, error.offset))
+    if faults:
+        assert faults == faults[:1] * 2, "decoding and validating differ"
+        return faults[0]
     return out.tobytes()
 
 
@@ -106,10 +113,13 @@ def test_same_faults(target: str, data: st.DataObject) -> None:
 def test_threads_change_nothing(
     monkeypatch: pytest.MonkeyPatch, threads: str, rng: np.random.Generator
 ) -> None:
-    monkeypatch.setenv(native.THREADS, threads)
     numel = layout.BLOCK * 700 + 5
     dense = sparse_bytes(rng, numel, 2)
+    monkeypatch.setenv(parallel.THREADS, "1")
+    alone = parts_of(dense, 2, native)
+    monkeypatch.setenv(parallel.THREADS, threads)
     parts = parts_of(dense, 2, native)
+    assert all(np.array_equal(parts[role], alone[role]) for role in alone)
     nnz = native.count(dense, 2)
     nb = layout.blocks(numel)
     assert outcome(native, parts, 2, numel, nnz, 0, nb) == dense.tobytes()
@@ -119,6 +129,43 @@ def test_threads_change_nothing(
         assert outcome(native, parts, 2, numel, nnz, 0, nb) == ("B-6", "index", 8 * (block + 1))
     parts["bitmap"][-1] = 1
     assert outcome(native, parts, 2, numel, nnz, 0, nb) == ("B-3", "bitmap", parts["bitmap"].size - 1)
+
+
+@pytest.mark.parametrize("shift", [0, 2, 16, 48])
+def test_storing_past_the_caches_changes_nothing(target: str, shift: int, rng: np.random.Generator) -> None:
+    numel = 3 * layout.BLOCK * 700 + 5
+    dense = sparse_bytes(rng, numel, 2)
+    tensor = EncodedTensor.encode("x", "U16", (numel,), dense)
+    memory = np.zeros(dense.size + 128, np.uint8)
+    start = -memory.ctypes.data % 64 + shift
+    out = memory[start : start + dense.size]
+    assert out.size >= native._STREAM
+    tensor.decode(out)
+    assert np.array_equal(out, dense)
+    assert not memory[:start].any()
+    assert not memory[start + dense.size :].any()
+
+
+def test_work_inside_of_work_is_done_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(parallel.THREADS, "2")
+    tens = parallel.each(lambda x: parallel.each(lambda y: 10 * x + y, range(3)), range(8))
+    assert tens == [[10 * x + y for y in range(3)] for x in range(8)]
+
+
+def test_the_first_error_is_raised_and_nothing_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(parallel.THREADS, "4")
+    running = []
+
+    def work(item: int) -> None:
+        running.append(item)
+        time.sleep(0.01 * (8 - item))
+        running.remove(item)
+        if item in {2, 5}:
+            raise ValueError(item)
+
+    with pytest.raises(ValueError, match="2"):
+        parallel.each(work, range(8))
+    assert not running
 
 
 def test_many_threads_read_one_file(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -132,9 +179,14 @@ def test_many_threads_read_one_file(tmp_path: Path, rng: np.random.Generator) ->
 def test_wrong_sizes_are_refused(rng: np.random.Generator) -> None:
     dense = sparse_bytes(rng, 1000, 2)
     parts = parts_of(dense, 2, native)
+    nnz = native.count(dense, 2)
     for size in (parts["values"].size - 64, parts["values"].size + 64):
         with pytest.raises(ValueError, match="stored elements"):
-            native.encode(dense, 2, np.zeros(size, np.uint8), parts["bitmap"], parts["index"])
+            native.encode(dense, 2, nnz, np.zeros(size, np.uint8), parts["bitmap"], parts["index"])
+    for wrong in (nnz - 1, nnz + 1, 1001):
+        values = np.zeros(layout.roundup(2 * wrong, 64), np.uint8)
+        with pytest.raises(ValueError, match="stored elements"):
+            native.encode(dense, 2, wrong, values, parts["bitmap"], parts["index"])
     with pytest.raises(ValueError, match="refuses"):
         native.decode(**parts, itemsize=2, numel=1000, nnz=1000, out=np.zeros(2000, np.uint8))
     with pytest.raises(ValueError, match="contiguous"):

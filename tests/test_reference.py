@@ -29,7 +29,7 @@ def encode(dense: Bytes, itemsize: int) -> dict[str, Bytes]:
     dtype = {1: "U8", 2: "U16", 4: "U32", 8: "U64"}[itemsize]
     specs = layout.part_specs(dtype, dense.size // itemsize, nnz)
     parts = {spec.role: np.full(spec.nbytes, 0xA5, np.uint8) for spec in specs}
-    reference.encode(dense, itemsize, **parts)
+    reference.encode(dense, itemsize, nnz, **parts)
     return parts
 
 
@@ -193,6 +193,11 @@ def test_broken_in_a_range(parts: dict[str, Bytes], case: str) -> None:
 def test_encode_refuses_parts_of_the_wrong_size(rng: np.random.Generator) -> None:
     dense = sparse_bytes(rng, 1000, 2)
     parts = encode(dense, 2)
+    nnz = reference.count(dense, 2)
     for size in (parts["values"].size - 64, parts["values"].size + 64):
         with pytest.raises(ValueError, match="stored elements"):
-            reference.encode(dense, 2, np.zeros(size, np.uint8), parts["bitmap"], parts["index"])
+            reference.encode(dense, 2, nnz, np.zeros(size, np.uint8), parts["bitmap"], parts["index"])
+    for wrong in (nnz - 1, nnz + 1):
+        parts["values"] = np.zeros(layout.roundup(2 * wrong, 64), np.uint8)
+        with pytest.raises(ValueError, match="stored elements"):
+            reference.encode(dense, 2, wrong, **parts)

@@ -47,7 +47,8 @@ typedef enum endor_target {
     ENDOR_SCALAR = 1,
     ENDOR_AVX2 = 2,
     ENDOR_AVX512 = 3, /* F, BW, VL, VBMI2 */
-    ENDOR_TARGETS = 4
+    ENDOR_NEON = 4,   /* 64-bit ARM */
+    ENDOR_TARGETS = 5
 } endor_target;
 
 /* The parts of a tensor, in the order of B-2. */
@@ -60,11 +61,10 @@ typedef struct endor_parts {
     size_t index_size; /* 8 * roundup(blocks + 1, 8) */
 } endor_parts;
 
-/* Flags of endor_decode. */
-enum {
-    /* Store past the caches. Faster for large outputs that are mapped already; slower for fresh memory. */
-    ENDOR_STREAM = 1
-};
+/* A flag of endor_decode: store past the caches, if `out` is aligned to ENDOR_STREAM_ALIGNMENT and the target can. Faster
+ * for an output that is larger than the caches and mapped already; slower for fresh memory. */
+#define ENDOR_STREAM 1
+#define ENDOR_STREAM_ALIGNMENT 16u
 
 /* Number of blocks of a tensor: ceil(numel / ENDOR_BLOCK). */
 ENDOR_API uint64_t endor_blocks(uint64_t numel);
@@ -79,17 +79,25 @@ ENDOR_API endor_target endor_best(void);
 ENDOR_API endor_status endor_count(
     endor_target target, const void *dense, size_t size, size_t itemsize, uint64_t *nnz);
 
-/* Fills the parts of `dense`, all bytes of them, padding included. The sizes are those of endor_parts for the nnz that
- * endor_count gives for the same bytes; ENDOR_ARGUMENT if they are not. */
+/* Fills what the blocks first .. stop - 1 of `dense` have in the parts: their bitmap, their values, and the index entry
+ * that follows each; with the first block also entry 0, with the last all padding. `low` and `high` are the ranks at
+ * which their values begin and end, as endor_count counts them; 0 and nnz for all blocks. The sizes are those of
+ * endor_parts for the whole tensor. ENDOR_ARGUMENT if one of all this is not so. Threads can encode ranges of their own. */
 ENDOR_API endor_status endor_encode(
-    endor_target target, const void *dense, size_t size, size_t itemsize, void *values,
-    size_t values_size, void *bitmap, size_t bitmap_size, void *index, size_t index_size);
+    endor_target target, const void *dense, size_t size, size_t itemsize, uint64_t first,
+    uint64_t stop, uint64_t low, uint64_t high, void *values, size_t values_size, void *bitmap,
+    size_t bitmap_size, void *index, size_t index_size);
 
 /* Checks the blocks first .. stop - 1 of a tensor (B-11) and writes their elements to `out`. For all blocks this checks
  * all of B-3 to B-10. After an error `out` holds nothing of use, and *offset is where in its part the fault lies. */
 ENDOR_API endor_status endor_decode(
     endor_target target, const endor_parts *parts, size_t itemsize, uint64_t numel, uint64_t nnz,
     uint64_t first, uint64_t stop, void *out, size_t out_size, int flags, uint64_t *offset);
+
+/* The same checks without an output: in about half the time. */
+ENDOR_API endor_status endor_validate(
+    endor_target target, const endor_parts *parts, size_t itemsize, uint64_t numel, uint64_t nnz,
+    uint64_t first, uint64_t stop, uint64_t *offset);
 
 #ifdef __cplusplus
 }

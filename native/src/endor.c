@@ -34,18 +34,19 @@ int endor_has(endor_target target) {
 }
 
 endor_target endor_best(void) {
-    /* Asked anew each time: the answer is a few loads, and there is no state to share between threads. */
-    if (endor_cpu_has(ENDOR_AVX512)) return ENDOR_AVX512;
-    return endor_cpu_has(ENDOR_AVX2) ? ENDOR_AVX2 : ENDOR_SCALAR;
+    return endor_cpu_best();
 }
 
 static const kernels *kernels_of(endor_target target) {
-    if (target == ENDOR_AUTO) target = endor_best();
+    if (target == ENDOR_AUTO) target = endor_cpu_best();
     if (!endor_cpu_has(target)) return NULL;
     switch (target) {
 #ifdef ENDOR_X86
     case ENDOR_AVX512: return &endor_avx512;
     case ENDOR_AVX2: return &endor_avx2;
+#endif
+#ifdef ENDOR_ARM
+    case ENDOR_NEON: return &endor_neon;
 #endif
     default: return &endor_scalar;
     }
@@ -58,6 +59,12 @@ static int sizes_fit(
     return values == roundup(nnz * itemsize, LINE) &&
            bitmap == roundup(numel / 8 + (numel % 8 != 0), LINE) &&
            index == 8 * roundup(endor_blocks(numel) + 1, 8);
+}
+
+static int range_fits(
+    const endor_parts *parts, size_t itemsize, uint64_t numel, uint64_t nnz, uint64_t first, uint64_t stop) {
+    return sizes_fit(numel, nnz, itemsize, parts->values_size, parts->bitmap_size, parts->index_size) &&
+           first <= stop && stop <= endor_blocks(numel);
 }
 
 endor_status endor_count(
@@ -75,32 +82,45 @@ endor_status endor_count(
     return ENDOR_OK;
 }
 
+/* What the padding behind the last block is filled with. */
+static void clear_from(void *part, size_t at, size_t size) {
+    memset((uint8_t *)part + at, 0, size - at);
+}
+
 endor_status endor_encode(
-    endor_target target, const void *dense, size_t size, size_t itemsize, void *values,
-    size_t values_size, void *bitmap, size_t bitmap_size, void *index, size_t index_size) {
+    endor_target target, const void *dense, size_t size, size_t itemsize, uint64_t first,
+    uint64_t stop, uint64_t low, uint64_t high, void *values, size_t values_size, void *bitmap,
+    size_t bitmap_size, void *index, size_t index_size) {
     int shift = shift_of(itemsize);
     const kernels *kernels = kernels_of(target);
     if (shift < 0 || size % itemsize != 0) return ENDOR_ARGUMENT;
+    uint64_t numel = size / itemsize, nb = endor_blocks(numel);
+    if (low > high || high > numel || high << shift > values_size || values_size % LINE != 0 ||
+        !sizes_fit(numel, 0, itemsize, 0, bitmap_size, index_size) || first > stop || stop > nb ||
+        (stop == nb && values_size != roundup(high << shift, LINE)))
+        return ENDOR_ARGUMENT;
     if (kernels == NULL) return ENDOR_TARGET;
-    uint64_t numel = size / itemsize, rank = 0;
-    if (!sizes_fit(numel, 0, itemsize, 0, bitmap_size, index_size)) return ENDOR_ARGUMENT;
-    uint8_t *at = values, *end = at + values_size;
-    memset(index, 0, index_size);
-    for (uint64_t b = 0; b < endor_blocks(numel); b++) {
+    /* The end of what is ours: another thread may be writing what follows. */
+    uint8_t *at = (uint8_t *)values + (low << shift), *end = (uint8_t *)values + (high << shift);
+    if (first == 0) memset(index, 0, 8);
+    for (uint64_t b = first; b < stop; b++) {
         uint64_t i = b * ENDOR_BLOCK;
         unsigned count = (unsigned)smaller(numel - i, ENDOR_BLOCK);
-        uint64_t bits[BLOCK_WORDS] = {0};
+        uint64_t bits[BLOCK_WORDS];
         unsigned stored =
             kernels->compress[shift]((const uint8_t *)dense + (i << shift), count, bits, at, end);
         if (stored > (size_t)(end - at) >> shift) return ENDOR_ARGUMENT;
         at += (size_t)stored << shift;
-        rank += stored;
-        size_t lines = (size_t)smaller(bitmap_size - i / 8, sizeof bits);
-        memcpy((uint8_t *)bitmap + i / 8, bits, lines);
-        memcpy((uint8_t *)index + 8 * (b + 1), &rank, sizeof rank);
+        low += stored;
+        memcpy((uint8_t *)bitmap + i / 8, bits, (count + 7) / 8);
+        memcpy((uint8_t *)index + 8 * (b + 1), &low, sizeof low);
     }
-    if (values_size != roundup(rank << shift, LINE)) return ENDOR_ARGUMENT;
-    memset(at, 0, (size_t)(end - at));
+    if (low != high) return ENDOR_ARGUMENT;
+    if (stop == nb) {
+        clear_from(values, high << shift, values_size);
+        clear_from(bitmap, numel / 8 + (numel % 8 != 0), bitmap_size);
+        clear_from(index, 8 * (nb + 1), index_size);
+    }
     return ENDOR_OK;
 }
 
@@ -108,6 +128,12 @@ endor_status endor_encode(
 static uint64_t first_nonzero(const uint8_t *buffer, uint64_t at, uint64_t size) {
     while (at < size && buffer[at] == 0) at++;
     return at;
+}
+
+static int64_t entry_at(const void *index, uint64_t entry) {
+    int64_t value;
+    memcpy(&value, (const uint8_t *)index + 8 * entry, sizeof value);
+    return value;
 }
 
 static endor_status fault(endor_status status, uint64_t at, uint64_t *offset) {
@@ -124,28 +150,32 @@ static endor_status check_bitmap_padding(
     return at < size ? fault(ENDOR_B3, at, offset) : ENDOR_OK;
 }
 
-/* A copy of a block's bitmap, without the bits past its elements. */
-static void copy_bits(
-    const uint8_t *bitmap, uint64_t block, unsigned count, uint64_t bits[BLOCK_WORDS]) {
-    memset(bits, 0, BLOCK_WORDS * sizeof bits[0]);
-    memcpy(bits, bitmap + block * (ENDOR_BLOCK / 8), (count + 7) / 8);
-    if (count % 64 != 0) bits[count / 64] &= (UINT64_C(1) << (count % 64)) - 1;
+/* A copy of a block's bitmap, without the bits past its elements; returns how many are set. */
+static unsigned take_bits(
+    const kernels *kernels, const uint8_t *bitmap, unsigned count, uint64_t bits[BLOCK_WORDS]) {
+    if (count == ENDOR_BLOCK) return kernels->take(bitmap, bits);
+    uint64_t last[BLOCK_WORDS] = {0};
+    memcpy(last, bitmap, (count + 7) / 8);
+    if (count % 64 != 0) last[count / 64] &= (UINT64_C(1) << (count % 64)) - 1;
+    return kernels->take((const uint8_t *)last, bits);
 }
 
-endor_status endor_decode(
-    endor_target target, const endor_parts *parts, size_t itemsize, uint64_t numel, uint64_t nnz,
-    uint64_t first, uint64_t stop, void *out, size_t out_size, int flags, uint64_t *offset) {
-    int shift = shift_of(itemsize);
-    const kernels *kernels = kernels_of(target);
+/* Where the first zero among stored elements is. There is one, unless somebody has just written to it. */
+static uint64_t first_zero(const uint8_t *values, uint64_t rank, uint64_t stop, int shift) {
+    for (; rank < stop; rank++) {
+        uint64_t element = 0;
+        memcpy(&element, values + (rank << shift), (size_t)1 << shift);
+        if (element == 0) break;
+    }
+    return rank << shift;
+}
+
+/* The range of blocks of B-11: checked, and expanded to `out` unless that is NULL. Sizes have been checked. */
+static endor_status walk(
+    const kernels *kernels, const endor_parts *parts, int shift, uint64_t numel, uint64_t nnz,
+    uint64_t first, uint64_t stop, uint8_t *out, int stream, uint64_t *offset) {
+    const uint8_t *values = parts->values, *bitmap = parts->bitmap, *end = values + parts->values_size;
     uint64_t nb = endor_blocks(numel);
-    *offset = 0;
-    if (shift < 0 || first > stop || stop > nb ||
-        !sizes_fit(numel, nnz, itemsize, parts->values_size, parts->bitmap_size, parts->index_size))
-        return ENDOR_ARGUMENT;
-    if (out_size != (first == stop ? 0 : (smaller(stop * ENDOR_BLOCK, numel) - first * ENDOR_BLOCK) << shift))
-        return ENDOR_ARGUMENT;
-    if (kernels == NULL) return ENDOR_TARGET;
-    const uint8_t *values = parts->values, *bitmap = parts->bitmap;
     if (stop == nb) {
         endor_status padding = check_bitmap_padding(bitmap, parts->bitmap_size, numel, offset);
         if (padding != ENDOR_OK) return padding;
@@ -156,7 +186,6 @@ endor_status endor_decode(
         if (at < parts->index_size) return fault(ENDOR_B8, at / 8 * 8, offset);
     }
     if (entry_at(parts->index, nb) != (int64_t)nnz) return fault(ENDOR_B7, 8 * nb, offset);
-    int stream = (flags & ENDOR_STREAM) != 0 && (uintptr_t)out % LINE == 0;
     int64_t low = entry_at(parts->index, first);
     if (low < 0 || low > (int64_t)nnz) return fault(ENDOR_B5, 8 * first, offset);
     for (uint64_t b = first; b < stop; b++) {
@@ -165,18 +194,15 @@ endor_status endor_decode(
         if (high < low || high > (int64_t)nnz) return fault(ENDOR_B5, 8 * (b + 1), offset);
         unsigned count = (unsigned)smaller(numel - b * ENDOR_BLOCK, ENDOR_BLOCK);
         uint64_t bits[BLOCK_WORDS];
-        copy_bits(bitmap, b, count, bits);
-        if (high - low != (int64_t)kernels->ones(bits)) return fault(ENDOR_B6, 8 * (b + 1), offset);
+        unsigned ones = take_bits(kernels, bitmap + b * (ENDOR_BLOCK / 8), count, bits);
+        if (high - low != (int64_t)ones) return fault(ENDOR_B6, 8 * (b + 1), offset);
         const uint8_t *at = values + ((uint64_t)low << shift);
-        uint8_t *to = (uint8_t *)out + ((b - first) * ENDOR_BLOCK << shift);
-        if (kernels->expand[shift](bits, count, at, values + parts->values_size, to, stream)) {
-            uint64_t rank = (uint64_t)low, element = 0;
-            for (; rank < (uint64_t)high; rank++, element = 0) {
-                memcpy(&element, values + (rank << shift), itemsize);
-                if (element == 0) break;
-            }
-            return fault(ENDOR_B10, rank << shift, offset);
+        if (out != NULL) {
+            kernels->expand[shift](bits, count, at, end, out, stream);
+            out += (size_t)ENDOR_BLOCK << shift;
         }
+        if (kernels->any_zero[shift](at, ones))
+            return fault(ENDOR_B10, first_zero(values, (uint64_t)low, (uint64_t)high, shift), offset);
         low = high;
     }
     if (stop == nb) {
@@ -184,4 +210,33 @@ endor_status endor_decode(
         if (at < parts->values_size) return fault(ENDOR_B9, at, offset);
     }
     return ENDOR_OK;
+}
+
+endor_status endor_decode(
+    endor_target target, const endor_parts *parts, size_t itemsize, uint64_t numel, uint64_t nnz,
+    uint64_t first, uint64_t stop, void *out, size_t out_size, int flags, uint64_t *offset) {
+    int shift = shift_of(itemsize);
+    const kernels *kernels = kernels_of(target);
+    *offset = 0;
+    if (shift < 0 || !range_fits(parts, itemsize, numel, nnz, first, stop)) return ENDOR_ARGUMENT;
+    uint64_t elements = first == stop ? 0 : smaller(stop * ENDOR_BLOCK, numel) - first * ENDOR_BLOCK;
+    if (out_size != elements << shift) return ENDOR_ARGUMENT;
+    if (kernels == NULL) return ENDOR_TARGET;
+    /* A tensor without elements has no output that would have to be somewhere. */
+    uint8_t nothing[1], *to = out_size == 0 ? nothing : out;
+    int stream = (flags & ENDOR_STREAM) != 0 && (uintptr_t)to % ENDOR_STREAM_ALIGNMENT == 0;
+    endor_status status = walk(kernels, parts, shift, numel, nnz, first, stop, to, stream, offset);
+    if (stream) kernels->fence();
+    return status;
+}
+
+endor_status endor_validate(
+    endor_target target, const endor_parts *parts, size_t itemsize, uint64_t numel, uint64_t nnz,
+    uint64_t first, uint64_t stop, uint64_t *offset) {
+    int shift = shift_of(itemsize);
+    const kernels *kernels = kernels_of(target);
+    *offset = 0;
+    if (shift < 0 || !range_fits(parts, itemsize, numel, nnz, first, stop)) return ENDOR_ARGUMENT;
+    if (kernels == NULL) return ENDOR_TARGET;
+    return walk(kernels, parts, shift, numel, nnz, first, stop, NULL, 0, offset);
 }

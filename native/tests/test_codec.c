@@ -92,10 +92,29 @@ static void drop(tensor t) {
     release(t.out);
 }
 
-static endor_status encode(endor_target target, tensor t) {
+static endor_status encode_range(
+    endor_target target, tensor t, uint64_t first, uint64_t stop, uint64_t low, uint64_t high) {
     return endor_encode(
-        target, t.dense.at, t.itemsize * t.numel, t.itemsize, t.values.at, t.parts.values_size,
-        t.bitmap.at, t.parts.bitmap_size, t.index.at, t.parts.index_size);
+        target, t.dense.at, t.itemsize * t.numel, t.itemsize, first, stop, low, high, t.values.at,
+        t.parts.values_size, t.bitmap.at, t.parts.bitmap_size, t.index.at, t.parts.index_size);
+}
+
+static endor_status encode(endor_target target, tensor t) {
+    return encode_range(target, t, 0, endor_blocks(t.numel), 0, t.nnz);
+}
+
+/* Block by block, the last one first: no range may touch what belongs to another. */
+static void encode_blocks(endor_target target, tensor t) {
+    uint64_t nb = endor_blocks(t.numel), high = t.nnz;
+    for (uint64_t b = nb; b-- > 0;) {
+        size_t at = (size_t)b * ENDOR_BLOCK, count = t.numel - at < ENDOR_BLOCK ? t.numel - at : ENDOR_BLOCK;
+        uint64_t stored;
+        CHECK(endor_count(target, t.dense.at + at * t.itemsize, count * t.itemsize, t.itemsize, &stored) ==
+              ENDOR_OK);
+        CHECK(encode_range(target, t, b, b + 1, high - stored, high) == ENDOR_OK);
+        high -= stored;
+    }
+    CHECK(high == 0);
 }
 
 static endor_status decode(
@@ -107,7 +126,7 @@ static endor_status decode(
         t.out.at + (first < stop ? first * ENDOR_BLOCK * t.itemsize : 0), size, flags, offset);
 }
 
-static const endor_target targets[] = {ENDOR_SCALAR, ENDOR_AVX2, ENDOR_AVX512};
+static const endor_target targets[] = {ENDOR_SCALAR, ENDOR_AVX2, ENDOR_AVX512, ENDOR_NEON};
 static const size_t lengths[] = {0,   1,   7,    8,    9,    15,   16,   17,   63,   64,    65,   127,
                                  129, 511, 513,  1000, 4095, 4096, 4097, 4160, 8191, 8192, 8193, 12345};
 static const unsigned densities[] = {0, 3, 50, 97, 100};
@@ -120,18 +139,23 @@ static void test_round_trip(void) {
                     tensor t = make(s, lengths[n], densities[d], at_the_end);
                     CHECK(encode(ENDOR_SCALAR, t) == ENDOR_OK);
                     guarded scalar[] = {t.values, t.bitmap, t.index};
-                    for (size_t i = 1; i < LENGTH(targets); i++) {
+                    for (size_t i = 0; i < LENGTH(targets); i++) {
                         if (!endor_has(targets[i])) continue;
-                        t.values = guard(t.parts.values_size, at_the_end);
-                        t.bitmap = guard(t.parts.bitmap_size, at_the_end);
-                        t.index = guard(t.parts.index_size, at_the_end);
-                        CHECK(encode(targets[i], t) == ENDOR_OK);
-                        CHECK(!memcmp(t.values.at, scalar[0].at, t.parts.values_size));
-                        CHECK(!memcmp(t.bitmap.at, scalar[1].at, t.parts.bitmap_size));
-                        CHECK(!memcmp(t.index.at, scalar[2].at, t.parts.index_size));
-                        release(t.values);
-                        release(t.bitmap);
-                        release(t.index);
+                        for (int whole = 0; whole < 2; whole++) {
+                            t.values = guard(t.parts.values_size, at_the_end);
+                            t.bitmap = guard(t.parts.bitmap_size, at_the_end);
+                            t.index = guard(t.parts.index_size, at_the_end);
+                            if (whole || lengths[n] == 0)
+                                CHECK(encode(targets[i], t) == ENDOR_OK);
+                            else
+                                encode_blocks(targets[i], t);
+                            CHECK(!memcmp(t.values.at, scalar[0].at, t.parts.values_size));
+                            CHECK(!memcmp(t.bitmap.at, scalar[1].at, t.parts.bitmap_size));
+                            CHECK(!memcmp(t.index.at, scalar[2].at, t.parts.index_size));
+                            release(t.values);
+                            release(t.bitmap);
+                            release(t.index);
+                        }
                     }
                     t.values = scalar[0];
                     t.bitmap = scalar[1];
@@ -160,7 +184,7 @@ static void test_round_trip(void) {
 static void spoil(tensor t) {
     guarded part[] = {t.values, t.bitmap, t.index};
     size_t sizes[] = {t.parts.values_size, t.parts.bitmap_size, t.parts.index_size};
-    unsigned which = any() % 3;
+    size_t which = any() % 3;
     if (sizes[which] == 0) which = 2;
     size_t at = any() % 4 == 0 ? sizes[which] - 1 - any() % 8 : any() % sizes[which];
     if (which == 2 && any() % 2) {
@@ -197,6 +221,12 @@ static void test_spoiled(unsigned rounds) {
         for (size_t i = 1; i < LENGTH(targets); i++) {
             if (!endor_has(targets[i])) continue;
             CHECK(decode(targets[i], t, first, stop, (int)(any() % 2), &other) == status);
+            CHECK(other == offset);
+        }
+        for (size_t i = 0; i < LENGTH(targets); i++) {
+            if (!endor_has(targets[i])) continue;
+            CHECK(endor_validate(
+                      targets[i], &t.parts, t.itemsize, numel, t.nnz, first, stop, &other) == status);
             CHECK(other == offset);
         }
         drop(t);
@@ -241,6 +271,16 @@ static void test_arguments(void) {
             CHECK(encode(targets[i], u) == ENDOR_ARGUMENT);
             release(u.values);
         }
+    /* Ranks that are not those of the data: too few, too many, from elsewhere. */
+    for (size_t i = 0; i < LENGTH(targets); i++) {
+        if (!endor_has(targets[i])) continue;
+        CHECK(encode_range(targets[i], t, 0, 2, 0, t.nnz - 1) == ENDOR_ARGUMENT);
+        CHECK(encode_range(targets[i], t, 0, 1, 0, 1) == ENDOR_ARGUMENT);
+        CHECK(encode_range(targets[i], t, 0, 1, 0, t.nnz) == ENDOR_ARGUMENT);
+        CHECK(encode_range(targets[i], t, 1, 2, 2, 1) == ENDOR_ARGUMENT);
+        CHECK(encode_range(targets[i], t, 2, 1, 0, t.nnz) == ENDOR_ARGUMENT);
+        CHECK(encode_range(targets[i], t, 0, 3, 0, t.nnz) == ENDOR_ARGUMENT);
+    }
     drop(t);
 }
 
@@ -250,7 +290,10 @@ int main(int count, char **arguments) {
     test_spoiled(rounds);
     test_lying_nnz();
     test_arguments();
-    printf("targets:%s%s%s, %u spoiled tensors: all agree\n", " scalar",
-           endor_has(ENDOR_AVX2) ? " avx2" : "", endor_has(ENDOR_AVX512) ? " avx512" : "", rounds);
+    static const char *const names[] = {"scalar", "avx2", "avx512", "neon"};
+    printf("targets:");
+    for (size_t i = 0; i < LENGTH(targets); i++)
+        if (endor_has(targets[i])) printf(" %s", names[i]);
+    printf(", %u spoiled tensors: all agree\n", rounds);
     return 0;
 }

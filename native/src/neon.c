@@ -1,0 +1,57 @@
+/* The NEON target, of 64-bit ARM: a shuffle of 16 bytes. */
+#include "shuffle.h"
+
+#ifdef ENDOR_ARM
+#include <arm_neon.h>
+
+#define TARGET
+#define KERNELS endor_neon
+#define WORDS "shuffle_words.h"
+#define ONES(word) __builtin_popcountll(word)
+#define WIDEST ENDOR_STREAM_ALIGNMENT
+#define FENCE() ((void)0)
+
+typedef uint8x16_t vector;
+typedef uint8x16_t wide;
+
+#define AS_16(v) vreinterpretq_u16_u8(v)
+#define AS_32(v) vreinterpretq_u32_u8(v)
+#define AS_64(v) vreinterpretq_u64_u8(v)
+
+INLINE vector load(const uint8_t *p) { return vld1q_u8(p); }
+INLINE vector load_8(const uint8_t *p) { return vcombine_u8(vld1_u8(p), vdup_n_u8(0)); }
+INLINE void put_8(uint8_t *out, vector v) { vst1_u8(out, vget_low_u8(v)); }
+INLINE void put(uint8_t *out, vector v, int stream) {
+    (void)stream;
+    vst1q_u8(out, v);
+}
+INLINE vector pair(vector low, vector high) { return vcombine_u8(vget_low_u8(low), vget_low_u8(high)); }
+INLINE vector shuffle(vector v, vector places) { return vqtbl1q_u8(v, places); }
+
+INLINE vector halves_16(vector a, vector b) { return vuzp1q_u8(a, b); }
+INLINE vector halves_32(vector a, vector b) { return vreinterpretq_u8_u16(vuzp1q_u16(AS_16(a), AS_16(b))); }
+INLINE vector halves_64(vector a, vector b) { return vreinterpretq_u8_u32(vuzp1q_u32(AS_32(a), AS_32(b))); }
+INLINE vector zeros_1(vector v) { return vceqzq_u8(v); }
+INLINE vector zeros_2(vector v) { return vreinterpretq_u8_u16(vceqzq_u16(AS_16(v))); }
+INLINE vector zeros_4(vector v) { return vreinterpretq_u8_u32(vceqzq_u32(AS_32(v))); }
+INLINE vector zeros_8(vector v) { return vreinterpretq_u8_u64(vceqzq_u64(AS_64(v))); }
+INLINE uint64_t word_of_zeros(vector v0, vector v1, vector v2, vector v3) {
+    /* One bit of each byte, then sums of neighbours until 8 bytes have come together in one. */
+    static const uint8_t weights[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    vector weight = vld1q_u8(weights);
+    vector low = vpaddq_u8(vbicq_u8(weight, v0), vbicq_u8(weight, v1));
+    vector high = vpaddq_u8(vbicq_u8(weight, v2), vbicq_u8(weight, v3));
+    vector sums = vpaddq_u8(low, high);
+    return vgetq_lane_u64(AS_64(vpaddq_u8(sums, sums)), 0);
+}
+
+INLINE wide load_wide(const uint8_t *p) { return vld1q_u8(p); }
+INLINE wide either(wide a, wide b) { return vorrq_u8(a, b); }
+INLINE uint64_t any_bit(wide v) { return vmaxvq_u8(v); }
+INLINE wide wide_zeros_1(wide v) { return zeros_1(v); }
+INLINE wide wide_zeros_2(wide v) { return zeros_2(v); }
+INLINE wide wide_zeros_4(wide v) { return zeros_4(v); }
+INLINE wide wide_zeros_8(wide v) { return zeros_8(v); }
+
+#include "target.h"
+#endif

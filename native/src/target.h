@@ -1,0 +1,56 @@
+/* The kernels of one target, made of what it does with words. Included once by each target, which has defined
+ *
+ *   TARGET        the attributes of its functions
+ *   KERNELS       the name of its table
+ *   WORDS         the file of its operations on words, which is included once for each SIZE of an element in bytes
+ *   ONES(word)    the number of 1 bits of a word
+ *   WIDEST        bytes of its widest store that passes the caches
+ *   FENCE()       makes such stores seen before those that follow
+ *
+ * The operations on words, 64 elements of SIZE bytes each, without any alignment:
+ *
+ *   EACH(expand_word)(word, values, out, stream)   elements to their places; reads at most 64, whatever `word` is; returns
+ *                                                  where the values of the next word begin. `stream`: stores may pass
+ *                                                  the caches, `out` has this alignment; 0 if they may not
+ *   EACH(compress_word)(dense, values)             the other way; writes at most 64 elements; returns the word
+ *   EACH(filled_word)(dense)                       the word alone
+ *   EACH(zero_word)(values)                        not 0 if one of the 64 elements is zero
+ */
+#define JOIN_(name, size) name##_##size
+#define JOIN(name, size) JOIN_(name, size)
+#define EACH(name) JOIN(name, SIZE)
+#define WORD_SIZE (64 * SIZE)
+
+#define SIZE 1
+#include "operations.h"
+#undef SIZE
+#define SIZE 2
+#include "operations.h"
+#undef SIZE
+#define SIZE 4
+#include "operations.h"
+#undef SIZE
+#define SIZE 8
+#include "operations.h"
+#undef SIZE
+
+TARGET static unsigned take(const uint8_t *bitmap, uint64_t bits[BLOCK_WORDS]) {
+    unsigned ones = 0;
+    for (unsigned i = 0; i < BLOCK_WORDS; i++) {
+        uint64_t word;
+        memcpy(&word, bitmap + 8 * i, sizeof word);
+        bits[i] = word;
+        ones += (unsigned)ONES(word);
+    }
+    return ones;
+}
+
+TARGET static void fence(void) {
+    FENCE();
+}
+
+#define ALL_SIZES(kernel) {kernel##_1, kernel##_2, kernel##_4, kernel##_8}
+
+const kernels KERNELS = {
+    take, ALL_SIZES(expand), ALL_SIZES(compress), ALL_SIZES(count), ALL_SIZES(any_zero), fence,
+};

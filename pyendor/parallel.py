@@ -1,0 +1,62 @@
+"""Work on several threads: as many as ``PYENDOR_THREADS`` says, otherwise one for each processor.
+
+Work that is itself part of such work is done where it is: threads that wait for others could wait forever.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+THREADS = "PYENDOR_THREADS"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_here = threading.local()
+
+
+def threads() -> int:
+    """How many threads may work at a time; 1 on a thread that is one of several."""
+    if getattr(_here, "busy", False):
+        return 1
+    text = os.environ.get(THREADS, "")
+    if text.isascii() and text.isdecimal() and int(text[:4]):
+        return int(text[:4])
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """The results of all items, in their order; if some raise, what the first of them raises.
+
+    When it returns, no thread is at work on them any more: they may write to the caller's memory.
+    """
+    count = threads()
+    if count == 1 or len(items) < 2:
+        return [work(item) for item in items]
+    pool = _pool(count)
+    futures = [pool.submit(work, item) for item in items]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)
+
+
+def _mark() -> None:
+    _here.busy = True
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "pyendor", initializer=_mark)
+
+
+# A child of fork has none of its parent's threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
