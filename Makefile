@@ -3,9 +3,13 @@
 #   make demo     compress a real model, look at it, check it, get it back bit for bit
 #   make test     the tests. TORCH names the torch to install: make test TORCH='torch==2.13.0'
 #   make check    style and types
-#   make native   the C library alone, and its tests under the sanitizers (needs cmake)
+#   make native   the C library alone, its tests under the sanitizers, and the example program on it
+#   make arm      the same for 64-bit ARM, tested in an emulator
+#   make fuzz     the C library under libFuzzer, SECONDS=60 for each of two harnesses, and whether that bites
+#                 .ci/packages installs on Debian what these three need
 #   make bench    the codec beside memcpy, into build/bench.json
-#   make conformance    all implementations against the corpus, and how hard it bites
+#   make conformance    all implementations that are here against the corpus, and how hard it bites;
+#                       HELD=--all: those that `make native arm` builds have to be here
 
 PYTHON ?= python3
 TORCH ?= torch
@@ -14,7 +18,7 @@ BIN := $(VENV)/bin
 DEMO := .demo
 BUILD := build
 
-.PHONY: demo test check native bench conformance clean
+.PHONY: demo test check native arm fuzz bench conformance clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -29,7 +33,7 @@ check: $(VENV)/check.stamp
 
 conformance: $(VENV)/conformance.stamp
 	$(BIN)/python conformance/make_cases.py --check
-	$(BIN)/python conformance/held.py --check
+	$(BIN)/python conformance/held.py --check $(HELD)
 	$(BIN)/python conformance/bite.py rules
 	$(BIN)/python conformance/bite.py mutants
 
@@ -42,6 +46,26 @@ native:
 	cmake -S . -B $(BUILD)
 	cmake --build $(BUILD)
 	ctest --test-dir $(BUILD) --output-on-failure
+	cmake --install $(BUILD) --prefix $(BUILD)/installed
+	PKG_CONFIG_PATH="$$(dirname "$$(find '$(CURDIR)/$(BUILD)/installed' -name endor.pc)")" \
+	  cmake -S examples/c -B $(BUILD)/c
+	cmake --build $(BUILD)/c
+
+ARM := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc \
+  -DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64
+arm:
+	cmake -S . -B $(BUILD)/arm $(ARM) -DENDOR_SANITIZE=OFF -DCMAKE_EXE_LINKER_FLAGS=-static
+	cmake --build $(BUILD)/arm
+	ctest --test-dir $(BUILD)/arm --output-on-failure
+	PKG_CONFIG_LIBDIR=/usr/lib/aarch64-linux-gnu/pkgconfig \
+	  cmake -S examples/c -B $(BUILD)/arm/c $(ARM) -DENDOR_SOURCE='$(CURDIR)' -DENDOR_STATIC=ON
+	cmake --build $(BUILD)/arm/c
+
+SECONDS ?= 60
+fuzz:
+	$(PYTHON) native/fuzz/fuzz.py coverage
+	$(PYTHON) native/fuzz/fuzz.py bite
+	$(PYTHON) native/fuzz/fuzz.py run --seconds $(SECONDS)
 
 clean:
 	rm -rf $(VENV) $(DEMO) $(BUILD)

@@ -2,8 +2,10 @@
 
     python conformance/held.py            writes results.json and the tables in README.md
     python conformance/held.py --check    fails if they would change, or if anything fails
+    python conformance/held.py --all      also fails if one of them cannot be run here
 
-Every implementation is run on all levels; what it does not offer is not a failure.
+Every implementation is run on all levels; what it does not offer is not a failure. One that cannot be run,
+for want of a processor's instructions or because `make native arm` has not built it, keeps its old results.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +30,8 @@ from runner import report  # noqa: E402
 from runner.corpus import load  # noqa: E402
 from runner.judge import PASS, Outcome  # noqa: E402
 
+from pyendor import native  # noqa: E402
+
 RESULTS = HERE / "results.json"
 TABLES = (HERE / "README.md", ROOT / "README.md")
 MARKS = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
@@ -40,26 +45,50 @@ LEVELS = {
 }
 
 
+CODEC = "conformance/adapters/pyendor_codec.py"
+ARM = ("qemu-aarch64", "build/arm/c/endor_read")
+
+
 @dataclass(frozen=True)
 class Implementation:
-    """Somebody's decoder: name, adapter, further arguments of the runner, and which codec of pyendor."""
+    """Somebody's decoder: name, adapter (a command, or a program in Python), further arguments of the runner.
+
+    ``target`` is an instruction set of the native codec, ``reference`` for the other codec.
+    """
 
     name: str
-    adapter: str
+    adapter: tuple[str, ...]
     options: tuple[str, ...] = ("--strict-rules",)
-    backend: str = "native"
+    target: str = "auto"
+
+    def command(self) -> list[str]:
+        """The adapter as it is started."""
+        return [sys.executable, *self.adapter] if self.adapter[0].endswith(".py") else list(self.adapter)
+
+    def here(self) -> bool:
+        """Whether it can be run."""
+        there = [(ROOT / part).exists() if "/" in part else shutil.which(part) for part in self.command()]
+        return all(there) and self.target in {"auto", "reference", *native.targets()}
+
+    def environment(self) -> dict[str, str]:
+        """What makes the package take the codec and the instruction set."""
+        if self.target == "reference":
+            return os.environ | {"PYENDOR_BACKEND": "reference"}
+        return os.environ | {"PYENDOR_BACKEND": "native", "PYENDOR_TARGET": self.target}
 
 
 IMPLEMENTATIONS = (
-    Implementation(
-        "`pyendor`, reference codec", "conformance/adapters/pyendor_codec.py", backend="reference"
-    ),
-    Implementation("`pyendor`, native codec", "conformance/adapters/pyendor_codec.py"),
-    Implementation("the `endor` command", "conformance/adapters/endor_command.py"),
-    Implementation("`spec/decoder.py`, educational", "spec/decoder.py"),
+    Implementation("`pyendor`, reference codec", (CODEC,), target="reference"),
+    Implementation("`pyendor`, native codec, scalar", (CODEC,), target="scalar"),
+    Implementation("`pyendor`, native codec, AVX2", (CODEC,), target="avx2"),
+    Implementation("`pyendor`, native codec, AVX-512", (CODEC,), target="avx512"),
+    Implementation("the `endor` command", ("conformance/adapters/endor_command.py",)),
+    Implementation("`examples/c`, a C program on libendor", ("build/c/endor_read",)),
+    Implementation("`examples/c` on 64-bit ARM, NEON", ARM),
+    Implementation("`spec/decoder.py`, educational", ("spec/decoder.py",)),
     Implementation(
         "`safetensors` 0.8.0",
-        "conformance/adapters/stock_safetensors.py",
+        ("conformance/adapters/stock_safetensors.py",),
         ("--level", "L0", "--quiet", "--expect", "conformance/adapters/stock_safetensors.expected.json"),
     ),
 )
@@ -71,11 +100,10 @@ def run(implementation: Implementation) -> tuple[bool, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "results.json"
         command = [sys.executable, "conformance/run.py", "--batch", "--json", str(out)]
-        adapter = [sys.executable, implementation.adapter]
         done = subprocess.run(
-            [*command, *implementation.options, "--", *adapter],
+            [*command, *implementation.options, "--", *implementation.command()],
             cwd=ROOT,
-            env=os.environ | {"PYENDOR_BACKEND": implementation.backend},
+            env=implementation.environment(),
             check=False,
         )
         levels = json.loads(out.read_text("utf-8"))["levels"] if out.exists() else {}
@@ -114,8 +142,14 @@ def cell(row: dict[str, Any] | None) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    outcomes = {one.name: run(one) for one in IMPLEMENTATIONS}
+    parser.add_argument("--all", action="store_true")
+    arguments = parser.parse_args()
+    check = arguments.check
+    kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    absent = [one.name for one in IMPLEMENTATIONS if not one.here()]
+    outcomes = {
+        one.name: run(one) if one.here() else (True, kept.get(one.name, {})) for one in IMPLEMENTATIONS
+    }
     results = {name: levels for name, (_, levels) in outcomes.items()}
     failed = [name for name, (good, _) in outcomes.items() if not good]
     texts = {RESULTS: json.dumps(results, indent=1) + "\n"}
@@ -128,11 +162,13 @@ def main() -> int:
         for path in changed:
             path.write_text(texts[path], "utf-8")
     print("\n" + table(results))
+    for name in absent:
+        print(f"NOT RUN HERE: {name}")
     for name in failed:
         print(f"FAILED: {name}")
     if check and changed:
         print("out of date: " + ", ".join(str(path.relative_to(ROOT)) for path in changed))
-    return 1 if failed or (check and changed) else 0
+    return 1 if failed or (check and changed) or (arguments.all and absent) else 0
 
 
 if __name__ == "__main__":

@@ -6,26 +6,47 @@ Reading is by ``pread`` into private memory, not by a memory map: what was check
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import weakref
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
 
-from pyendor import container, layout
+from pyendor import container, layout, parallel
 from pyendor.container import Entry
 from pyendor.encoded import DIGEST, EncodedTensor
 from pyendor.errors import FormatError, UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes, Layout
 from pyendor.writer import TensorSource
 
+# A larger tensor is the work of all threads; smaller ones are loaded several at a time, each by one thread.
+_LARGE = 32 << 20
+
+
+class _Scratch:
+    """Memory for the parts of one tensor after the other: used again, it need not be mapped again."""
+
+    def __init__(self) -> None:
+        self._memory = layout.allocate(0)
+
+    def take(self, sizes: Sequence[int]) -> list[Bytes]:
+        """Pieces of these sizes, which are multiples of 64; those that were taken before are gone."""
+        edges = [0, *itertools.accumulate(sizes)]
+        if self._memory.size < edges[-1]:
+            self._memory = layout.allocate(edges[-1])
+        return [self._memory[low:high] for low, high in itertools.pairwise(edges)]
+
 
 class _Storage(Protocol):
     length: int
 
-    def read(self, start: int, stop: int) -> Bytes: ...
+    def read(self, start: int, stop: int, out: Bytes | None = None) -> Bytes:
+        """Bytes of the file, in ``out`` or in memory that nobody writes to."""
+
     def close(self) -> None: ...
 
 
@@ -44,18 +65,23 @@ class _FileStorage:
         # Also without close(), as users of safetensors are used to.
         self._close = weakref.finalize(self, os.close, self._descriptor)
 
-    def read(self, start: int, stop: int) -> Bytes:
+    def read(self, start: int, stop: int, out: Bytes | None = None) -> Bytes:
         if self._close.alive is False:
             raise ValueError("the file is closed")
-        data = layout.allocate(stop - start)
+        data = layout.allocate(stop - start) if out is None else out
+        pieces = range(0, data.size, _LARGE)
+        parallel.each(lambda at: self._fill(data[at : at + _LARGE], start + at), pieces)
+        return data
+
+    def _fill(self, data: Bytes, start: int) -> None:
         rest = data.data
         while rest:
-            done = os.preadv(self._descriptor, [rest], stop - len(rest))
+            at = start + data.size - len(rest)
+            done = os.preadv(self._descriptor, [rest], at)
             if done == 0:
                 found = "the file became shorter while it was read"
-                raise FormatError("C-9", found, offset=stop - len(rest), path=self.path)
+                raise FormatError("C-9", found, offset=at, path=self.path)
             rest = rest[done:]
-        return data
 
     def close(self) -> None:
         self._close()
@@ -68,7 +94,7 @@ class _MemoryStorage:
         self._data = np.frombuffer(data, np.uint8)
         self.length = self._data.size
 
-    def read(self, start: int, stop: int) -> Bytes:
+    def read(self, start: int, stop: int, out: Bytes | None = None) -> Bytes:
         return self._data[start:stop]
 
     def close(self) -> None:
@@ -129,9 +155,7 @@ class File:
         tensor.require_supported()
         if tensor.meta is None:
             raise UsageError(f"tensor {quote(name)} is plain, not encoded")
-        parts = {role: self._read(part) for role, part in tensor.parts.items()}
-        offsets = {role: part.start for role, part in tensor.parts.items()}
-        return EncodedTensor(name, tensor.meta, parts, offsets, self.path)
+        return self._encoded(tensor, None)
 
     def get_bytes(self, name: str, *, verify: bool = False, backend: str | None = None) -> Bytes:
         """The dense bytes of a tensor, ``uint8 [nbytes]``, row-major, little-endian.
@@ -145,14 +169,55 @@ class File:
             FormatError: the tensor breaks a rule.
             UnsupportedError: its encoding or its dtype is unknown to this build.
         """
-        tensor = self.tensor(name)
+        return self._bytes(self.tensor(name), verify, backend, None)
+
+    def load(self, *, verify: bool = False, backend: str | None = None) -> dict[str, Bytes]:
+        """The dense bytes of all tensors, in the order of their data, as :meth:`get_bytes` gives them.
+
+        Besides them there is memory for the parts of one tensor for each thread, and never for all of them.
+        """
+        idle: list[_Scratch] = []
+
+        def work(tensor: layout.Tensor) -> Bytes:
+            try:
+                scratch = idle.pop()
+            except IndexError:
+                scratch = _Scratch()
+            data = self._bytes(tensor, verify, backend, scratch)
+            idle.append(scratch)
+            return data
+
+        tensors = self.layout.tensors.values()
+        for tensor in tensors:
+            tensor.require_supported()
+        large = [tensor for tensor in tensors if tensor.nbytes > _LARGE]
+        small = [tensor for tensor in tensors if tensor.nbytes <= _LARGE]
+        data = {tensor.name: work(tensor) for tensor in large}
+        data |= zip((tensor.name for tensor in small), parallel.each(work, small), strict=True)
+        return {tensor.name: data[tensor.name] for tensor in tensors}
+
+    def _bytes(
+        self, tensor: layout.Tensor, verify: bool, backend: str | None, scratch: _Scratch | None
+    ) -> Bytes:
         tensor.require_supported()
         if tensor.meta is None:
             return self._read(tensor.parts["values"])
-        encoded = self.get_encoded(name)
+        encoded = self._encoded(tensor, scratch)
         if verify:
             encoded.check_digest()
         return encoded.decode(backend=backend)
+
+    def _encoded(self, tensor: layout.Tensor, scratch: _Scratch | None) -> EncodedTensor:
+        """Parts in memory of their own, or in scratch memory."""
+        assert tensor.meta is not None
+        entries = tensor.parts.values()
+        memory = scratch.take([part.nbytes for part in entries]) if scratch else [None] * len(entries)
+        parts = {
+            role: self._storage.read(part.start, part.stop, out)
+            for (role, part), out in zip(tensor.parts.items(), memory, strict=True)
+        }
+        offsets = {role: part.start for role, part in tensor.parts.items()}
+        return EncodedTensor(tensor.name, tensor.meta, parts, offsets, self.path)
 
     def sources(self, *, verify: bool = False, backend: str | None = None) -> list[TensorSource]:
         """All tensors, decoded when they are read, in the order of their data.

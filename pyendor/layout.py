@@ -122,15 +122,17 @@ def dense_nbytes(dtype: str, shape: Sequence[int]) -> int:
 
 
 def allocate(nbytes: int) -> Bytes:
-    """New memory, whatever is in it.
+    """New memory, whatever is in it, aligned as parts are; huge pages where NumPy advises the system so.
 
     Raises:
         UnsupportedError: this machine has not so much (spec 13).
     """
     try:
-        return np.empty(nbytes, np.uint8)
+        memory = np.empty(nbytes + ALIGNMENT - 1, np.uint8)
     except MemoryError:
         raise UnsupportedError(f"{nbytes} bytes are too large for this machine's memory") from None
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + nbytes]
 
 
 def part_specs(dtype: str, numel: int, nnz: int) -> tuple[PartSpec, ...]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pyendor import atomic, dtypes, file, writer
 from pyendor.encoded import EncodedTensor
 from pyendor.errors import UnsupportedError, UsageError, quote
-from pyendor.layout import Bytes
+from pyendor.layout import Bytes, Tensor
 from pyendor.writer import MIN_SAVING, TensorSource
 
 Array = npt.NDArray[Any]
@@ -72,7 +72,7 @@ def load_file(filename: str | os.PathLike[str]) -> dict[str, Array]:
 def load(data: bytes) -> dict[str, Array]:
     """Loads all tensors from the bytes of a file, as :func:`load_file` does."""
     with file.open_bytes(bytes(data)) as opened:
-        return {name: _array(opened, name) for name in opened.layout.tensors}
+        return _arrays(opened)
 
 
 class safe_open:  # noqa: N801  the name that users of safetensors know
@@ -120,7 +120,7 @@ class safe_open:  # noqa: N801  the name that users of safetensors know
 
     def get_tensors(self) -> dict[str, Array]:
         """All tensors, decoded into new arrays."""
-        return {name: self.get_tensor(name) for name in self.offset_keys()}
+        return _arrays(self._file, verify=self._verify)
 
     def get_encoded(self, name: str) -> EncodedTensor:
         """One encoded tensor, still compressed."""
@@ -140,15 +140,32 @@ class safe_open:  # noqa: N801  the name that users of safetensors know
 
 def _array(opened: file.File, name: str, *, verify: bool = False) -> Array:
     tensor = opened.tensor(name)
+    dtype = _dtype(tensor)
+    return _view(opened.get_bytes(name, verify=verify), dtype, tensor)
+
+
+def _arrays(opened: file.File, *, verify: bool = False) -> dict[str, Array]:
+    tensors = opened.layout.tensors
+    wanted = {name: _dtype(tensor) for name, tensor in tensors.items()}
+    data = opened.load(verify=verify)
+    return {name: _view(data.pop(name), dtype, tensors[name]) for name, dtype in wanted.items()}
+
+
+def _dtype(tensor: Tensor) -> np.dtype[Any]:
+    """What NumPy calls the type of a tensor's elements, little-endian as they are in the file."""
     tensor.require_supported()
     dtype = dtypes.BY_NAME[tensor.dtype].to_numpy()
     if dtype is None:
-        raise UnsupportedError(f"tensor {quote(name)}: NumPy has no counterpart of {tensor.dtype}")
-    data = opened.get_bytes(name, verify=verify)
+        raise UnsupportedError(f"tensor {quote(tensor.name)}: NumPy has no counterpart of {tensor.dtype}")
+    return dtype.newbyteorder("<")
+
+
+def _view(data: Bytes, dtype: np.dtype[Any], tensor: Tensor) -> Array:
     try:
-        array = data.view(dtype.newbyteorder("<")).reshape(tensor.shape)
+        array = data.view(dtype).reshape(tensor.shape)
     except ValueError as error:  # empty, with dimensions that NumPy cannot count
-        raise UnsupportedError(f"tensor {quote(name)}: NumPy refuses its shape: {error}") from error
+        found = f"tensor {quote(tensor.name)}: NumPy refuses its shape: {error}"
+        raise UnsupportedError(found) from error
     # Bytes handed to load() cannot be written to; what it returns can.
     return array if array.flags.writeable else array.copy()
 

@@ -605,7 +605,7 @@ def open_directory(path: str) -> list[File]:
     ours = set(filter(WEIGHTS_NAME.fullmatch, names))
     dense = set(filter(DENSE_NAME.fullmatch, names)) - ours
     check(not ours or not dense, "K-5", "dense weights or their index beside Endor weights")
-    for config in {"config.json", "config.dense.json"}.intersection(names):
+    for config in sorted({"config.json", "config.dense.json"}.intersection(names)):
         check_config(os.path.join(path, config))
     # Where there are several variants, the one without a further name is meant.
     indices = sorted(filter(INDEX_NAME.fullmatch, names), key=len)

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from conftest import ENCODABLE, entry, raw_file, sparse_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyendor import dtypes, file, writer
+from pyendor import dtypes, file, layout, parallel, writer
 from pyendor.errors import EndorError, FormatError, UnsupportedError, UsageError
+from pyendor.numpy import load_file, safe_open, save_file
 from pyendor.writer import TensorSource
 
 
@@ -346,3 +348,48 @@ def test_any_tensors_round_trip(data: st.DataObject) -> None:
         sources.append(source(f"t{number}", dtype.name, shape, dense))
     written_bytes = written(sources, min_saving=data.draw(st.sampled_from([None, 0.05])))
     assert read_all(written_bytes) == {tensor.name: tensor.read().tobytes() for tensor in sources}
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages here")
+def test_large_outputs_ask_for_huge_pages() -> None:
+    data = layout.allocate(64 << 20)
+    data[:: 1 << 12] = 1
+    middle = data.ctypes.data + data.size // 2
+    flags: list[str] = []
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first:
+            low, high = (int(edge, 16) for edge in first.split("-"))
+            here = low <= middle < high
+        elif first == "VmFlags:" and here:
+            flags = line.split()[1:]
+    assert "hg" in flags
+    assert data.ctypes.data % layout.ALIGNMENT == 0
+
+
+def test_loading_holds_the_parts_of_one_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside what it returns; measured in what is allocated."""
+    monkeypatch.setenv(parallel.THREADS, "1")
+    rng = np.random.default_rng(0)
+    arrays = {f"t{i}": sparse_bytes(rng, 1 << 20, 2).view("<u2") for i in range(12)}
+    save_file(arrays, tmp_path / "x")
+    tracemalloc.start()
+    try:
+        loaded = load_file(tmp_path / "x")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(np.array_equal(loaded[name], array) for name, array in arrays.items())
+    dense = 12 * (2 << 20)
+    assert dense < peak < dense + (3 << 19)  # 9/16 of one tensor, and small things
+
+
+def test_large_and_small_tensors_are_loaded_in_the_order_of_the_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sizes = {"b": 1000, "a": 17 << 20, "d": 0, "c": 5000, "e": 18 << 20}
+    arrays = {name: sparse_bytes(rng, size, 2, 0.2).view("<u2") for name, size in sizes.items()}
+    save_file(arrays, tmp_path / "x")
+    loaded = load_file(tmp_path / "x")
+    with safe_open(tmp_path / "x") as opened:
+        assert list(loaded) == opened.offset_keys()
+    assert all(np.array_equal(loaded[name], array) for name, array in arrays.items())
