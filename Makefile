@@ -7,7 +7,7 @@
 #   make arm      the same for 64-bit ARM, tested in an emulator
 #   make fuzz     the C library under libFuzzer, SECONDS=60 for each of two harnesses, and whether that bites
 #                 .ci/packages installs on Debian what these three need
-#   make bench    the codec beside memcpy, into build/bench.json
+#   make bench    the codec beside memcpy and beside other formats, into build/bench.json
 #   make conformance    all implementations that are here against the corpus, and how hard it bites;
 #                       HELD=--all: those that `make native arm` builds have to be here
 
@@ -40,7 +40,9 @@ conformance: $(VENV)/conformance.stamp
 bench: $(VENV)/bench.stamp
 	mkdir -p $(BUILD)
 	rm -f $(BUILD)/bench.json
-	$(BIN)/python benchmarks/codec.py --threads 1,2 -o $(BUILD)/bench.json
+	$(BIN)/python benchmarks/codec.py -o $(BUILD)/bench.json
+	$(BIN)/python benchmarks/loading.py --append $(BUILD)/bench.json
+	$(BIN)/python benchmarks/peers.py --append $(BUILD)/bench.json
 
 native:
 	cmake -S . -B $(BUILD)
@@ -94,6 +96,7 @@ $(VENV)/conformance.stamp: $(VENV)/base.stamp
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/base.stamp
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 

@@ -1,101 +1,102 @@
-"""Times the codec on one tensor beside a copy of the same dense bytes, with pyperf.
+"""Times the codec from memory to memory, beside a copy of the same dense bytes, with pyperf.
 
-    python benchmarks/codec.py -o results.json      decode, encode and count 512 MiB of BF16, with all targets
-    python benchmarks/codec.py --help               for other sizes, densities, elements, numbers of threads
+    python benchmarks/codec.py -o results.json                 all of it: some ten minutes
+    python benchmarks/codec.py -o results.json --only main     what is claimed: 512 MiB of BF16, half of it zero
 
-Everything is in memory that is mapped already: the parts, the dense bytes, the output. Decoding checks all
-rules, as it always does. What is claimed are ratios to the copy of the same run.
+The output is mapped already and used again. Decoding checks all rules, as it always does. What is claimed are ratios
+to the copy of the same run.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 
+import data
 import numpy as np
-import pyperf
 
-from pyendor import native
+from pyendor import native, parallel
 from pyendor.encoded import EncodedTensor
+from pyendor.layout import Bytes
 
-DTYPES = {1: "F8_E4M3", 2: "BF16", 4: "F32", 8: "F64"}
-SEED = 20240617
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time, and how it is called in a table."""
+
+    section: str
+    what: str
+    target: str = "auto"
+    threads: int = 1
+    itemsize: int = 2
+    density: float = 0.5
+    nbytes: int = 512 * MIB
+
+    def name(self) -> str:
+        """Unique among all cases."""
+        tensor = f"{8 * self.itemsize}-bit, {self.density:.0%}, {self.nbytes // 1024} KiB"
+        codec = "" if self.what == "memcpy" else f" {self.target}"
+        return f"{self.section} | {tensor} | {self.what}{codec} | {self.threads} threads"
+
+
+def cases(targets: list[str]) -> Iterator[Case]:
+    """All of them; in each group the copy comes first."""
+    for threads in (1, 2):
+        yield Case("main", "memcpy", threads=threads)
+        for target in targets:
+            for what in ("decode", "encode", "validate"):
+                yield Case("main", what, target, threads)
+    for itemsize in (1, 4, 8):
+        yield Case("itemsizes", "memcpy", itemsize=itemsize)
+        for target in targets:
+            yield Case("itemsizes", "decode", target, itemsize=itemsize)
+            yield Case("itemsizes", "encode", target, itemsize=itemsize)
+    for density in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+        for what in ("memcpy", "decode", "encode"):
+            yield Case("densities", what, density=density, nbytes=256 * MIB)
+    for nbytes in (4 << 10, 64 << 10, MIB, 16 * MIB, 1024 * MIB):
+        for what in ("memcpy", "decode"):
+            yield Case("sizes", what, nbytes=nbytes)
 
 
 @functools.cache
-def sample(mib: int, itemsize: int, density: float) -> tuple[np.ndarray, EncodedTensor, np.ndarray]:
+def sample(itemsize: int, density: float, nbytes: int) -> tuple[Bytes, EncodedTensor, Bytes]:
     """Dense bytes, the same encoded, and an output of their size."""
-    rng = np.random.default_rng(SEED)
-    numel = (mib << 20) // itemsize
-    words = rng.integers(1, 1 << 8, (numel, itemsize), dtype=np.uint8)
-    words[rng.random(numel, dtype=np.float32) >= density] = 0
-    dense = words.reshape(-1)
-    os.environ.pop(native.TARGET, None)
-    encoded = EncodedTensor.encode("x", DTYPES[itemsize], (numel, 1), dense, digest=False)
+    numel = nbytes // itemsize
+    dense = data.weights(numel, itemsize, density)
+    encoded = EncodedTensor.encode("x", data.DTYPES[itemsize], (numel, 1), dense, digest=False)
     return dense, encoded, np.ones(dense.size, np.uint8)
 
 
-def timed(loops: int, work: Callable[[], object]) -> float:
-    """Seconds that so many runs take."""
-    start = time.perf_counter()
-    for _ in range(loops):
-        work()
-    return time.perf_counter() - start
-
-
-def bench(loops: int, what: str, target: str, threads: str, mib: int, itemsize: int, density: float) -> float:
+def bench(loops: int, case: Case) -> float:
     """Times one thing; pyperf calls it in processes of its own."""
-    dense, encoded, out = sample(mib, itemsize, density)
-    os.environ |= {native.TARGET: target, native.THREADS: threads}
+    dense, encoded, out = sample(case.itemsize, case.density, case.nbytes)
+    os.environ |= {native.TARGET: case.target, parallel.THREADS: str(case.threads)}
     parts = [encoded.parts[role].copy() for role in ("values", "bitmap", "index")]
+    share = -(-dense.size // case.threads)
+    pieces = [slice(start, start + share) for start in range(0, dense.size, share)]
     work: dict[str, Callable[[], object]] = {
-        "memcpy": lambda: np.copyto(out, dense),
+        "memcpy": lambda: parallel.each(lambda piece: np.copyto(out[piece], dense[piece]), pieces),
         "decode": lambda: encoded.decode(out),
-        "encode": lambda: native.encode(dense, itemsize, *parts),
-        "count": lambda: native.count(dense, itemsize),
+        "validate": lambda: encoded.validate(),
+        "encode": lambda: native.encode(dense, case.itemsize, encoded.nnz, *parts),
     }
-    return timed(loops, work[what])
+    return data.timed(loops, work[case.what])
 
 
 def main() -> None:
     """Runs what the command line asks for."""
-
-    def pass_on(command: list[str], args: argparse.Namespace) -> None:
-        for name in ("mib", "densities", "itemsizes", "targets", "threads"):
-            command += [f"--{name}", str(getattr(args, name))]
-
-    runner = pyperf.Runner(processes=3, values=5, warmups=1, add_cmdline_args=pass_on)
-    parser = runner.argparser
-    parser.add_argument("--mib", type=int, default=512, help="size of the dense tensor")
-    parser.add_argument("--densities", default="0.5", help="shares of stored elements, with commas")
-    parser.add_argument("--itemsizes", default="2", help="bytes of an element, with commas")
-    parser.add_argument("--targets", default=",".join(native.targets()))
-    parser.add_argument("--threads", default="1", help="numbers of threads for decoding, with commas")
+    runner = data.runner("only", "targets")
+    runner.argparser.add_argument("--only", default="", help="main, itemsizes, densities or sizes")
+    runner.argparser.add_argument("--targets", default=",".join(native.targets()))
     args = runner.parse_args()
-    for itemsize in map(int, args.itemsizes.split(",")):
-        for density in map(float, args.densities.split(",")):
-            where = f"{8 * itemsize}-bit, {density:.0%}, {args.mib} MiB"
-
-            def run(
-                what: str,
-                target: str,
-                threads: str,
-                where: str = where,
-                itemsize: int = itemsize,
-                density: float = density,
-            ) -> None:
-                name = f"{where}: {what}" + (f" {target}, {threads} threads" if what != "memcpy" else "")
-                runner.bench_time_func(name, bench, what, target, threads, args.mib, itemsize, density)
-
-            run("memcpy", "auto", "1")
-            for target in args.targets.split(","):
-                for threads in args.threads.split(","):
-                    run("decode", target, threads)
-                run("encode", target, "1")
-                run("count", target, "1")
+    for case in cases(args.targets.split(",")):
+        if args.only in {"", case.section}:
+            runner.bench_time_func(case.name(), bench, case, metadata=asdict(case))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Results of codec.py as tables: medians, and ratios to the copy of the same run.
+"""Results as tables and a plot: medians, and ratios to the copy of the same run.
 
 python benchmarks/table.py RAW.json NAME     keeps RAW.json as results/NAME.json, without what tells of a
                                              person's machine and not of its speed, and renews README.md
@@ -10,49 +10,221 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyperf
 
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
 MARKS = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
-KEPT = {"cpu_count", "cpu_freq", "cpu_model_name", "perf_version", "python_version", "timer", "unit"}
+MACHINE = {"cpu_count", "cpu_model_name", "python_version", "platform"}
+CASE = {"name", "section", "what", "target", "threads", "itemsize", "density", "nbytes", "stored"}
+KEPT = MACHINE | CASE | {"loops", "perf_version", "timer", "unit"}
+TARGETS = {"scalar": "scalar", "avx2": "AVX2", "avx512": "AVX-512", "neon": "NEON"}
+
+
+class Results:
+    """Medians in seconds, found by what was timed."""
+
+    def __init__(self, path: Path) -> None:
+        suite = pyperf.BenchmarkSuite.load(str(path))
+        self.name = path.stem
+        self.rows: list[tuple[dict[str, Any], float]] = [
+            (one.get_metadata(), one.median()) for one in suite.get_benchmarks()
+        ]
+        self.machine = self.rows[0][0]
+
+    def section(self, name: str, **wanted: object) -> Iterator[tuple[dict[str, Any], float]]:
+        """What was timed there, and the median."""
+        for facts, seconds in self.rows:
+            if facts["section"] == name and all(facts[key] == value for key, value in wanted.items()):
+                yield facts, seconds
+
+    def seconds(self, name: str, **wanted: object) -> float | None:
+        """The median of the one that is wanted; None if it was not timed."""
+        return next((seconds for _, seconds in self.section(name, **wanted)), None)
+
+    def speed(self, name: str, nbytes: int, copy: float | None = None, **wanted: object) -> str:
+        """GB/s of dense bytes, and in copies."""
+        seconds = self.seconds(name, **wanted)
+        if seconds is None:
+            return ""
+        return f"{nbytes / seconds / 1e9:.1f}" + (f" ({copy / seconds:.2f})" if copy else "")
+
+    def values(self, section: str, key: str) -> list[Any]:
+        """Values of a key, in their order."""
+        return list(dict.fromkeys(facts[key] for facts, _ in self.section(section)))
 
 
 def keep(raw: Path, name: str) -> None:
     """Stores results, the machine described and nothing else of it told."""
     results = json.loads(raw.read_text("utf-8"))
-    results["metadata"] = {key: value for key, value in results["metadata"].items() if key in KEPT}
-    (HERE / "results" / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    for holder in [results, *results["benchmarks"]]:
+        holder["metadata"] = {key: value for key, value in holder["metadata"].items() if key in KEPT}
+    for benchmark in results["benchmarks"]:
+        benchmark["runs"] = [
+            {key: value for key, value in run.items() if key != "metadata"} for run in benchmark["runs"]
+        ]
+    (HERE / "results" / f"{name}.json").write_text(json.dumps(results) + "\n", "utf-8")
 
 
-def table(path: Path) -> str:
-    """Speed in GB/s of dense bytes, and in copies of them."""
-    suite = pyperf.BenchmarkSuite.load(str(path))
-    about = suite.get_metadata()
+def rows(head: list[str], lines: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines]) + "\n\n"
+
+
+def main_table(results: Results) -> str:
+    nbytes = 512 << 20
     lines = [
-        f"### {path.stem}",
-        "",
-        f"{about['cpu_model_name']}, {about['cpu_count']} processors, Python {about['python_version']}",
-        "",
-        "| | GB/s | of memcpy |",
-        "|---|---|---|",
+        ["memcpy"] + [results.speed("main", nbytes, what="memcpy", threads=t) for t in (1, 2)] + [""] * 4
     ]
-    copies = {}
-    for one in suite.get_benchmarks():
-        where, what = one.get_name().split(": ")
-        size = int(where.split(", ")[2].removesuffix(" MiB")) << 20
-        if what == "memcpy":
-            copies[where] = one.median()
-        speed = size / one.median() / 1e9
-        lines.append(f"| {where}: {what} | {speed:.1f} | {copies[where] / one.median():.2f} |")
-    return "\n".join(lines) + "\n"
+    for target in results.values("main", "target"):
+        if target == "auto":
+            continue
+        line = [TARGETS[target]]
+        for what in ("decode", "encode", "validate"):
+            for threads in (1, 2):
+                copy = results.seconds("main", what="memcpy", threads=threads)
+                wanted = {"what": what, "target": target, "threads": threads}
+                line.append(results.speed("main", nbytes, copy, **wanted))
+        lines.append(line)
+    head = ["", *(f"{what}, {t}" for what in ("decode", "encode", "validate") for t in ("1 thread", "2"))]
+    return "512 MiB of BF16, half of it zero:\n\n" + rows(head, lines)
+
+
+def itemsizes_table(results: Results) -> str:
+    nbytes = 512 << 20
+    head = ["", *(f"{what}, {8 * size}-bit" for size in (1, 4, 8) for what in ("decode", "encode"))]
+    lines = []
+    for target in results.values("itemsizes", "target"):
+        if target == "auto":
+            continue
+        line = [TARGETS[target]]
+        for size in (1, 4, 8):
+            copy = results.seconds("itemsizes", what="memcpy", itemsize=size)
+            for what in ("decode", "encode"):
+                wanted = {"what": what, "target": target, "itemsize": size}
+                line.append(results.speed("itemsizes", nbytes, copy, **wanted))
+        lines.append(line)
+    return "Other sizes of elements, one thread:\n\n" + rows(head, lines)
+
+
+def limit(density: float, itemsize: int = 2) -> float:
+    """How much faster than a copy decoding can be if only bytes count: a copy moves two for each."""
+    return 2 / (1 + density + 1 / (8 * itemsize) + 8 / (4096 * itemsize))
+
+
+def densities_table(results: Results) -> str:
+    lines = []
+    for density in results.values("densities", "density"):
+        here = {"density": density}
+        copy = results.seconds("densities", what="memcpy", **here)
+        speeds = [
+            results.speed("densities", 256 << 20, copy, what=what, **here) for what in ("decode", "encode")
+        ]
+        lines.append([f"{density:.0%}", *speeds, f"{limit(density):.2f}"])
+    return "256 MiB of BF16 by share of stored elements, one thread:\n\n" + rows(
+        ["stored", "decode", "encode", "if only bytes counted"], lines
+    )
+
+
+def sizes_table(results: Results) -> str:
+    lines = []
+    for nbytes in results.values("sizes", "nbytes"):
+        copy = results.seconds("sizes", what="memcpy", nbytes=nbytes)
+        decode = results.seconds("sizes", what="decode", nbytes=nbytes)
+        assert copy and decode
+        size = f"{nbytes >> 10} KiB" if nbytes < 1 << 20 else f"{nbytes >> 20} MiB"
+        times = [f"{1e6 * seconds:,.1f} µs" for seconds in (copy, decode)]
+        lines.append([size, *times, f"{nbytes / decode / 1e9:.1f} ({copy / decode:.2f})"])
+    head = ["dense size", "memcpy", "decode", "decode, GB/s"]
+    return "One call through Python, by size, one thread:\n\n" + rows(head, lines)
+
+
+def loading_table(results: Results) -> str:
+    base = "safetensors.torch + clone"
+    lines = []
+    for what in results.values("loading", "what"):
+        line = [what]
+        for threads in (1, 2):
+            seconds = results.seconds("loading", what=what, threads=threads)
+            other = results.seconds("loading", what=base, threads=threads)
+            assert seconds and other
+            line.append(f"{seconds:.3f} s ({other / seconds:.2f})")
+        lines.append(line)
+    text = "`load_file` of 1 GiB of BF16 in 64 tensors, half of it zero, from the page cache into fresh memory:\n\n"
+    return text + rows(["", "1 thread", "2 threads"], lines)
+
+
+def peers_table(results: Results) -> str:
+    copy = results.seconds("peers", what="memcpy")
+    lines = []
+    for facts, seconds in sorted(results.section("peers"), key=lambda row: row[1]):
+        bits = 16 * facts["stored"] / facts["nbytes"]
+        speed = f"{facts['nbytes'] / seconds / 1e9:.2f}"
+        assert copy
+        lines.append([facts["what"], f"{bits:.2f}", speed, f"{copy / seconds:.3f}"])
+    text = "Decoding a 4096 x 11008 BF16 matrix, half of it zero, one thread ([`peers.py`](peers.py)):\n\n"
+    return text + rows(["", "bits per weight", "GB/s", "of memcpy"], lines)
+
+
+def table(results: Results) -> str:
+    """All tables of one machine."""
+    about = results.machine
+    cpu = f"{about['cpu_model_name']}, {about['cpu_count']} processors, Python {about['python_version']}"
+    text = f"### {results.name}\n\n{cpu}. GB/s of dense bytes, and (in brackets) of memcpy.\n\n"
+    makers = {
+        "main": main_table,
+        "itemsizes": itemsizes_table,
+        "densities": densities_table,
+        "sizes": sizes_table,
+        "loading": loading_table,
+        "peers": peers_table,
+    }
+    there = {facts["section"] for facts, _ in results.rows}
+    text += "".join(make(results) for name, make in makers.items() if name in there)
+    return text + f"![decoding speed by density and by format](results/{results.name}.svg)\n"
+
+
+def plot(results: Results) -> None:
+    """Speed by density, and by format, as results/NAME.svg."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "endor", "svg.fonttype": "none", "font.size": 9})
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    densities = results.values("densities", "density")
+    for what in ("decode", "encode"):
+        ratios = []
+        for density in densities:
+            copy = results.seconds("densities", what="memcpy", density=density)
+            seconds = results.seconds("densities", what=what, density=density)
+            assert copy and seconds
+            ratios.append(copy / seconds)
+        left.plot(densities, ratios, marker="o", label=what)
+    left.plot(
+        densities, [limit(density) for density in densities], "--", label="decode, if only bytes counted"
+    )
+    left.axhline(1, color="gray", linewidth=1)
+    left.set(xlabel="share of stored elements", ylabel="speed, memcpy = 1", ylim=(0, None))
+    left.legend()
+    for facts, seconds in results.section("peers"):
+        bits = 16 * facts["stored"] / facts["nbytes"]
+        right.plot(bits, facts["nbytes"] / seconds / 1e9, "o")
+        right.annotate(facts["what"].split(",")[0], (bits, facts["nbytes"] / seconds / 1e9), fontsize=8)
+    right.set(xlabel="bits per weight", ylabel="decoding, GB/s of dense bytes", yscale="log")
+    figure.tight_layout()
+    figure.savefig(HERE / "results" / f"{results.name}.svg", metadata={"Date": None})
 
 
 def readme() -> str:
     """README.md with the tables of all results."""
-    tables = "\n".join(table(path) for path in sorted((HERE / "results").glob("*.json")))
+    found = [Results(path) for path in sorted((HERE / "results").glob("*.json"))]
+    tables = "\n".join(table(results) for results in found)
     return MARKS.sub(lambda mark: mark[1] + tables + mark[2], README.read_text("utf-8"))
 
 
@@ -60,6 +232,7 @@ def main() -> None:
     """Keeps results, if there are any, and renews the tables."""
     if len(sys.argv) == 3:
         keep(Path(sys.argv[1]), sys.argv[2])
+        plot(Results(HERE / "results" / f"{sys.argv[2]}.json"))
     README.write_text(readme(), "utf-8")
 
 

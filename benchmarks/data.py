@@ -1,0 +1,54 @@
+"""What is measured on: weights like those of a trained layer, some of them zero; and the options of all programs here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyperf
+
+from pyendor import layout
+from pyendor.layout import Bytes
+
+DTYPES = {1: "F8_E4M3", 2: "BF16", 4: "F32", 8: "F64"}
+SEED = 20240617
+TILE = 8 << 20  # elements; larger tensors repeat them
+
+
+def weights(numel: int, itemsize: int, density: float) -> Bytes:
+    """Dense bytes, in memory that is aligned and mapped."""
+    rng = np.random.default_rng(SEED)
+    tile = min(numel, TILE)
+    normal = rng.standard_normal(tile, dtype=np.float32)
+    if itemsize == 2:
+        elements = (normal.view(np.uint32) >> 16).astype(np.uint16)
+    elif itemsize == 1:
+        elements = (normal.view(np.uint32) >> 20).astype(np.uint8) | 1
+    else:
+        elements = normal.astype(f"f{itemsize}").view(f"u{itemsize}")
+    elements[rng.random(tile, dtype=np.float32) >= density] = 0
+    data = layout.allocate(numel * itemsize)
+    whole = data.view(elements.dtype)
+    for start in range(0, numel, tile):
+        whole[start : start + tile] = elements[: numel - start]
+    return data
+
+
+def timed(loops: int, work: Callable[[], object]) -> float:
+    """Seconds that so many runs take."""
+    start = time.perf_counter()
+    for _ in range(loops):
+        work()
+    return time.perf_counter() - start
+
+
+def runner(*options: str) -> pyperf.Runner:
+    """Runs each benchmark in processes of their own, and hands these options on to them."""
+
+    def pass_on(command: list[str], args: Any) -> None:
+        for name in options:
+            command += [f"--{name}", str(getattr(args, name))]
+
+    return pyperf.Runner(processes=3, values=3, warmups=1, add_cmdline_args=pass_on)
