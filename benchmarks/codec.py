@@ -1,10 +1,10 @@
 """Times the codec from memory to memory, beside a copy of the same dense bytes, with pyperf.
 
     python benchmarks/codec.py -o results.json                 all of it: some ten minutes
-    python benchmarks/codec.py -o results.json --only main     what is claimed: 512 MiB of BF16, half of it zero
+    python benchmarks/codec.py -o results.json --only main     what is claimed: 512 MiB of BF16, half zero
 
-The output is mapped already and used again. Decoding checks all rules, as it always does. What is claimed are ratios
-to the copy of the same run.
+The output is mapped already and used again. Decoding checks all rules, as it always does. What is claimed are
+ratios to the copy of the same run.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def bench(loops: int, case: Case) -> float:
     work: dict[str, Callable[[], object]] = {
         "memcpy": lambda: parallel.each(lambda piece: np.copyto(out[piece], dense[piece]), pieces),
         "decode": lambda: encoded.decode(out),
-        "validate": lambda: encoded.validate(),
+        "validate": encoded.validate,
         "encode": lambda: native.encode(dense, case.itemsize, encoded.nnz, *parts),
     }
     return data.timed(loops, work[case.what])

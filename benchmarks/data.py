@@ -1,4 +1,4 @@
-"""What is measured on: weights like those of a trained layer, some of them zero; and the options of all programs here."""
+"""What is measured on, weights like those of a trained layer with some of them zero; and how."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     python benchmarks/loading.py -o results.json
 
-The same model as an Endor file and as a dense safetensors file. The safetensors package maps files; so what it returns is
-copied, as it is by the time somebody has used it. All memory is handed back to the system between two runs: by default the
-allocator keeps some, and what is then timed is memory that is warm.
+The same model as an Endor file and as a dense safetensors file. The safetensors package maps files; so what
+it returns is copied, as it is by the time somebody has used it. All memory goes back to the system between
+two runs: by default the allocator keeps some, and what is then timed is memory that is warm.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Times decoding one sparse BF16 tensor in other formats, one thread, and says how small they are, with pyperf.
+"""Times decoding one sparse BF16 tensor in other formats, one thread, and says how small they are.
 
     python benchmarks/peers.py -o results.json
 
-A 4096 x 11008 matrix of normally distributed weights, half of them zero. Formats whose packages are not installed are left
-out. Each is used as its documentation says; all end in a new dense tensor, but memcpy and Endor, whose outputs are reused.
+A 4096 x 11008 matrix of normally distributed weights, half of them zero. Formats whose packages are not
+installed are left out. Each is used as its documentation says. All end in a new dense tensor, but memcpy and
+Endor, whose outputs are used again; pyperf runs it all.
 """
 
 from __future__ import annotations

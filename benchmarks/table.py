@@ -135,7 +135,8 @@ def sizes_table(results: Results) -> str:
     for nbytes in results.values("sizes", "nbytes"):
         copy = results.seconds("sizes", what="memcpy", nbytes=nbytes)
         decode = results.seconds("sizes", what="decode", nbytes=nbytes)
-        assert copy and decode
+        assert copy
+        assert decode
         size = f"{nbytes >> 10} KiB" if nbytes < 1 << 20 else f"{nbytes >> 20} MiB"
         times = [f"{1e6 * seconds:,.1f} µs" for seconds in (copy, decode)]
         lines.append([size, *times, f"{nbytes / decode / 1e9:.1f} ({copy / decode:.2f})"])
@@ -151,10 +152,12 @@ def loading_table(results: Results) -> str:
         for threads in (1, 2):
             seconds = results.seconds("loading", what=what, threads=threads)
             other = results.seconds("loading", what=base, threads=threads)
-            assert seconds and other
+            assert seconds
+            assert other
             line.append(f"{seconds:.3f} s ({other / seconds:.2f})")
         lines.append(line)
-    text = "`load_file` of 1 GiB of BF16 in 64 tensors, half of it zero, from the page cache into fresh memory:\n\n"
+    model = "1 GiB of BF16 in 64 tensors, half of it zero"
+    text = f"`load_file` of {model}, from the page cache into fresh memory:\n\n"
     return text + rows(["", "1 thread", "2 threads"], lines)
 
 
@@ -203,7 +206,8 @@ def plot(results: Results) -> None:
         for density in densities:
             copy = results.seconds("densities", what="memcpy", density=density)
             seconds = results.seconds("densities", what=what, density=density)
-            assert copy and seconds
+            assert copy
+            assert seconds
             ratios.append(copy / seconds)
         left.plot(densities, ratios, marker="o", label=what)
     left.plot(
