@@ -43,6 +43,22 @@ class Codec(Protocol):
     ) -> None:
         """A range of blocks of parts, checked, into dense data, or only checked."""
 
+    def cut(
+        self,
+        values: Bytes,
+        bitmap: Bytes,
+        index: Bytes,
+        itemsize: int,
+        numel: int,
+        nnz: int,
+        out: Bytes,
+        start: int,
+        count: int,
+        stride: int,
+        rows: int,
+    ) -> None:
+        """Runs of elements, the blocks that they touch checked, into dense data."""
+
 
 TABLE: dict[str, Codec] = {"native": native, "reference": reference}
 if not native.available():

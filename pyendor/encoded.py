@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -123,6 +124,36 @@ class EncodedTensor:
         self._run(backend, out, first, stop, warm)
         return out
 
+    def cut(
+        self,
+        start: int,
+        count: int,
+        stride: int = 0,
+        rows: int = 1,
+        *,
+        out: Bytes | None = None,
+        backend: str | None = None,
+    ) -> Bytes:
+        """``rows`` runs of ``count`` elements, the first at ``start``, each ``stride`` behind the one before.
+
+        Reads, checks (B-11) and decodes only the blocks that they touch.
+
+        Returns:
+            Their dense data, ``uint8 [rows * count * itemsize]``, at the beginning of ``out`` if it is given.
+
+        Raises:
+            FormatError: what was read breaks a rule of section 8.
+        """
+        if min(start, count, stride, rows) < 0 or (
+            rows and start + count + (rows - 1) * stride > self.meta.numel
+        ):
+            raise ValueError(f"{rows} runs of {count} elements from {start} on, {stride} apart")
+        size = rows * count * self._itemsize
+        out = layout.allocate(size) if out is None else out[:size]
+        with self._located():
+            backends.get(backend).cut(*self._tensor(), out, start, count, stride, rows)
+        return out
+
     def validate(self, *, backend: str | None = None) -> None:
         """Checks all rules of section 8 without decoding.
 
@@ -132,10 +163,19 @@ class EncodedTensor:
         self._run(backend, None, 0, layout.blocks(self.meta.numel), False)
 
     def _run(self, backend: str | None, out: Bytes | None, first: int, stop: int, warm: bool) -> None:
+        with self._located():
+            backends.get(backend).decode(*self._tensor(), out, first, stop, warm)
+
+    def _tensor(self) -> tuple[Bytes, Bytes, Bytes, int, int, int]:
+        """What a codec asks for first."""
         values, bitmap, index = (self.parts[role] for role in ("values", "bitmap", "index"))
-        tensor = (self._itemsize, self.meta.numel, self.nnz)
+        return values, bitmap, index, self._itemsize, self.meta.numel, self.nnz
+
+    @contextmanager
+    def _located(self) -> Iterator[None]:
+        """Tells where in a file a fault of a part is."""
         try:
-            backends.get(backend).decode(values, bitmap, index, *tensor, out, first, stop, warm)
+            yield
         except PartError as error:
             offset = (error.offset or 0) + self.offsets[error.part] if self.offsets else None
             raise error.located(tensor=self.name, offset=offset, path=self.path) from None

@@ -1,107 +1,26 @@
-"""Single files, opened and read: their header checked whole, their tensors one by one on demand.
-
-Reading is by ``pread`` into private memory, not by a memory map: what was checked is then what is decoded
-(S-3), and a file that is cut short meanwhile is an error, not a signal.
-"""
+"""Single files, opened and read: their header checked whole, their tensors one by one on demand."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
-import stat
-import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 
-from pyendor import container, layout, parallel
+from pyendor import container, dtypes, layout, parallel
 from pyendor.container import Entry
 from pyendor.encoded import DIGEST, EncodedTensor
 from pyendor.errors import FormatError, UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes, Layout
+from pyendor.storage import LARGE, FileStorage, MemoryStorage, Scratch, Storage
 from pyendor.writer import TensorSource
 
-# A larger tensor is the work of all threads; smaller ones are loaded several at a time, each by one thread.
-_LARGE = 32 << 20
 
-
-class _Scratch:
-    """Memory for the parts of one tensor after the other: used again, it need not be mapped again."""
-
-    def __init__(self) -> None:
-        self._memory = layout.allocate(0)
-
-    def take(self, sizes: Sequence[int]) -> list[Bytes]:
-        """Pieces of these sizes, which are multiples of 64; those that were taken before are gone."""
-        edges = [0, *itertools.accumulate(sizes)]
-        if self._memory.size < edges[-1]:
-            self._memory = layout.allocate(edges[-1])
-        return [self._memory[low:high] for low, high in itertools.pairwise(edges)]
-
-
-class _Storage(Protocol):
-    length: int
-
-    def read(self, start: int, stop: int, out: Bytes | None = None) -> Bytes:
-        """Bytes of the file, in ``out`` or in memory that nobody writes to."""
-
-    def close(self) -> None: ...
-
-
-class _FileStorage:
-    """The bytes of a regular file."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        # Not blocking: opening a named pipe would otherwise wait for somebody to write to it.
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        status = os.fstat(self._descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(self._descriptor)
-            raise UsageError(f"{quote(self.path)} is not a regular file")
-        self.length = status.st_size
-        # Also without close(), as users of safetensors are used to.
-        self._close = weakref.finalize(self, os.close, self._descriptor)
-
-    def read(self, start: int, stop: int, out: Bytes | None = None) -> Bytes:
-        if self._close.alive is False:
-            raise ValueError("the file is closed")
-        data = layout.allocate(stop - start) if out is None else out
-        pieces = range(0, data.size, _LARGE)
-        parallel.each(lambda at: self._fill(data[at : at + _LARGE], start + at), pieces)
-        return data
-
-    def _fill(self, data: Bytes, start: int) -> None:
-        rest = data.data
-        while rest:
-            at = start + data.size - len(rest)
-            done = os.preadv(self._descriptor, [rest], at)
-            if done == 0:
-                found = "the file became shorter while it was read"
-                raise FormatError("C-9", found, offset=at, path=self.path)
-            rest = rest[done:]
-
-    def close(self) -> None:
-        self._close()
-
-
-class _MemoryStorage:
-    """The bytes of a file in memory that does not change."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = np.frombuffer(data, np.uint8)
-        self.length = self._data.size
-
-    def read(self, start: int, stop: int, out: Bytes | None = None) -> Bytes:
-        return self._data[start:stop]
-
-    def close(self) -> None:
-        pass
-
-
-def _read_layout(storage: _Storage, path: str | None) -> Layout:
+def _read_layout(storage: Storage, path: str | None) -> Layout:
     """The header of a file, read and checked; errors name the file."""
     try:
         prefix = storage.read(0, min(container.PREFIX, storage.length)).tobytes()
@@ -124,7 +43,7 @@ class File:
         path: where it is; None for bytes in memory.
     """
 
-    def __init__(self, storage: _Storage, path: str | None = None) -> None:
+    def __init__(self, storage: Storage, path: str | None = None) -> None:
         self._storage = storage
         self.path = path
         try:
@@ -151,11 +70,7 @@ class File:
             UsageError: the tensor is plain, or there is none of that name.
             UnsupportedError: it has an encoding that this build does not know.
         """
-        tensor = self.tensor(name)
-        tensor.require_supported()
-        if tensor.meta is None:
-            raise UsageError(f"tensor {quote(name)} is plain, not encoded")
-        return self._encoded(tensor, None)
+        return self._encoded(self._require_encoded(name), None)
 
     def get_bytes(self, name: str, *, verify: bool = False, backend: str | None = None) -> Bytes:
         """The dense bytes of a tensor, ``uint8 [nbytes]``, row-major, little-endian.
@@ -171,18 +86,72 @@ class File:
         """
         return self._bytes(self.tensor(name), verify, backend, None)
 
+    def map_encoded(self, name: str) -> EncodedTensor:
+        """An encoded tensor whose parts are a map of the file: nothing is read before it is used.
+
+        Raises:
+            as :meth:`get_encoded`.
+        """
+        tensor = self._require_encoded(name)
+        assert tensor.meta is not None
+        parts = {role: self._storage.view(part.start, part.stop) for role, part in tensor.parts.items()}
+        return EncodedTensor(name, tensor.meta, parts, _offsets(tensor), self.path)
+
+    def cut(
+        self,
+        name: str,
+        start: int,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        *,
+        backend: str | None = None,
+    ) -> Bytes:
+        """The dense bytes of a slice: the elements ``start + sum(i * stride)``, row-major in ``shape``.
+
+        Reads, checks and decodes only what it needs (B-11).
+
+        Raises:
+            FormatError: what was read breaks a rule.
+            UnsupportedError: the tensor's encoding or dtype is unknown to this build, or its elements are no
+                whole bytes.
+        """
+        tensor = self.tensor(name)
+        tensor.require_supported()
+        itemsize = dtypes.BY_NAME[tensor.dtype].itemsize
+        if dtypes.BY_NAME[tensor.dtype].bits % 8:
+            raise UnsupportedError(
+                f"tensor {quote(name)}: no slices of {tensor.dtype}, which are no whole bytes"
+            )
+        out = layout.allocate(math.prod(shape) * itemsize)
+        if out.size == 0:
+            return out
+        if tensor.meta is None:
+            part = tensor.parts["values"]
+            words = self._storage.view(part.start + start * itemsize, part.stop).view(f"<u{itemsize}")
+            byte_strides = [stride * itemsize for stride in strides]
+            view = np.lib.stride_tricks.as_strided(words, shape, byte_strides, writeable=False)
+            out.view(f"<u{itemsize}").reshape(shape)[...] = view
+            return out
+        encoded = self.map_encoded(name)
+        outer, (rows, stride), count = _runs(shape, strides)
+        at = 0
+        for offset in outer:
+            piece = encoded.cut(start + offset, count, stride, rows, out=out[at:], backend=backend)
+            at += piece.size
+        return out
+
     def load(self, *, verify: bool = False, backend: str | None = None) -> dict[str, Bytes]:
         """The dense bytes of all tensors, in the order of their data, as :meth:`get_bytes` gives them.
 
         Besides them there is memory for the parts of one tensor for each thread, and never for all of them.
         """
-        idle: list[_Scratch] = []
+        idle: list[Scratch] = []
 
         def work(tensor: layout.Tensor) -> Bytes:
             try:
                 scratch = idle.pop()
             except IndexError:
-                scratch = _Scratch()
+                scratch = Scratch()
             data = self._bytes(tensor, verify, backend, scratch)
             idle.append(scratch)
             return data
@@ -190,14 +159,14 @@ class File:
         tensors = self.layout.tensors.values()
         for tensor in tensors:
             tensor.require_supported()
-        large = [tensor for tensor in tensors if tensor.nbytes > _LARGE]
-        small = [tensor for tensor in tensors if tensor.nbytes <= _LARGE]
+        large = [tensor for tensor in tensors if tensor.nbytes > LARGE]
+        small = [tensor for tensor in tensors if tensor.nbytes <= LARGE]
         data = {tensor.name: work(tensor) for tensor in large}
         data |= zip((tensor.name for tensor in small), parallel.each(work, small), strict=True)
         return {tensor.name: data[tensor.name] for tensor in tensors}
 
     def _bytes(
-        self, tensor: layout.Tensor, verify: bool, backend: str | None, scratch: _Scratch | None
+        self, tensor: layout.Tensor, verify: bool, backend: str | None, scratch: Scratch | None
     ) -> Bytes:
         tensor.require_supported()
         if tensor.meta is None:
@@ -207,7 +176,7 @@ class File:
             encoded.check_digest()
         return encoded.decode(backend=backend)
 
-    def _encoded(self, tensor: layout.Tensor, scratch: _Scratch | None) -> EncodedTensor:
+    def _encoded(self, tensor: layout.Tensor, scratch: Scratch | None) -> EncodedTensor:
         """Parts in memory of their own, or in scratch memory."""
         assert tensor.meta is not None
         entries = tensor.parts.values()
@@ -216,8 +185,14 @@ class File:
             role: self._storage.read(part.start, part.stop, out)
             for (role, part), out in zip(tensor.parts.items(), memory, strict=True)
         }
-        offsets = {role: part.start for role, part in tensor.parts.items()}
-        return EncodedTensor(tensor.name, tensor.meta, parts, offsets, self.path)
+        return EncodedTensor(tensor.name, tensor.meta, parts, _offsets(tensor), self.path)
+
+    def _require_encoded(self, name: str) -> layout.Tensor:
+        tensor = self.tensor(name)
+        tensor.require_supported()
+        if tensor.meta is None:
+            raise UsageError(f"tensor {quote(name)} is plain, not encoded")
+        return tensor
 
     def sources(self, *, verify: bool = False, backend: str | None = None) -> list[TensorSource]:
         """All tensors, decoded when they are read, in the order of their data.
@@ -262,6 +237,26 @@ class File:
         self.close()
 
 
+def _offsets(tensor: layout.Tensor) -> dict[str, int]:
+    return {role: part.start for role, part in tensor.parts.items()}
+
+
+def _runs(shape: Sequence[int], strides: Sequence[int]) -> tuple[Iterator[int], tuple[int, int], int]:
+    """A slice as runs: where groups of them begin; in each how many, how far apart; how long they are."""
+    dims: list[tuple[int, int]] = []
+    for size, stride in zip(shape, strides, strict=True):
+        if size == 1:
+            continue
+        if dims and dims[-1][1] == size * stride:
+            dims[-1] = (dims[-1][0] * size, stride)
+        else:
+            dims.append((size, stride))
+    count = dims.pop()[0] if dims and dims[-1][1] == 1 else 1
+    rows = dims.pop() if dims else (1, 0)
+    steps = [range(0, size * stride, stride) if stride else (0,) * size for size, stride in dims]
+    return (sum(offsets) for offsets in itertools.product(*steps)), rows, count
+
+
 def open_file(path: str | os.PathLike[str]) -> File:
     """Opens an Endor or plain safetensors file.
 
@@ -270,9 +265,9 @@ def open_file(path: str | os.PathLike[str]) -> File:
         UnsupportedError: its major version is unknown.
         OSError: it cannot be read.
     """
-    return File(_FileStorage(path), os.fspath(path))
+    return File(FileStorage(path), os.fspath(path))
 
 
 def open_bytes(data: bytes) -> File:
     """Opens the bytes of a file."""
-    return File(_MemoryStorage(data))
+    return File(MemoryStorage(data))

@@ -133,11 +133,57 @@ def decode(
     if len(ranges) > 1 and not any(status for status, _ in parallel.each(run, ranges)):
         return
     # Alone, or to name the fault that comes first.
-    status, at = run((first, stop))
-    for rule, (part, found) in _FAULTS.items():
-        if status == getattr(_native.lib, f"ENDOR_{rule.replace('-', '')}"):
-            raise PartError(rule, found, part, at)
-    _check(status)
+    _raise(*run((first, stop)))
+
+
+def cut(
+    values: Bytes,
+    bitmap: Bytes,
+    index: Bytes,
+    itemsize: int,
+    numel: int,
+    nnz: int,
+    out: Bytes,
+    start: int,
+    count: int,
+    stride: int,
+    rows: int,
+) -> None:
+    """Fills ``out`` with runs of elements; the blocks that they touch are checked, even if they may change.
+
+    Raises:
+        PartError: a rule is broken. What is in ``out`` then means nothing.
+    """
+    held = (_buffer(values), _buffer(bitmap), _buffer(index))
+    parts = _native.ffi.new(
+        "endor_parts *", (held[0], values.size, held[1], bitmap.size, held[2], index.size)
+    )
+    target = _target()
+    row = count * itemsize
+    # Several threads take whole rows, or, of a slice of one row, whole blocks.
+    shares = max(1, min(count * rows // BLOCK // _SHARE, parallel.threads()))
+
+    def run(low: int, high: int) -> tuple[int, int]:
+        """Rows, or the elements of one row."""
+        offset = _native.ffi.new("uint64_t *")
+        if rows > 1:
+            here = (start + low * stride, count, stride, high - low)
+            piece = out[low * row : high * row]
+        else:
+            here = (start + low, high - low, 0, 1)
+            piece = out[low * itemsize : high * itemsize]
+        arguments = (*here, _buffer(piece), piece.size, offset)
+        status = _native.lib.endor_slice(target, parts, itemsize, numel, nnz, *arguments)
+        return int(status), int(offset[0])
+
+    units = rows if rows > 1 else count
+    edges = [units * k // shares for k in range(shares + 1)]
+    if rows <= 1:
+        edges[1:-1] = [-(-(start + edge) // BLOCK) * BLOCK - start for edge in edges[1:-1]]
+    results = parallel.each(lambda pair: run(*pair), list(itertools.pairwise(edges)))
+    # Each thread names the first fault of its own; the first of all is that of the first thread that has one.
+    for status, at in results:
+        _raise(status, at)
 
 
 def _ranges(first: int, stop: int) -> list[tuple[int, int]]:
@@ -157,6 +203,16 @@ def _counts(dense: Bytes, itemsize: int, ranges: Sequence[tuple[int, int]]) -> l
         return int(nnz[0])
 
     return parallel.each(run, ranges)
+
+
+def _raise(status: int, at: int) -> None:
+    """The error that a status stands for, if it is one."""
+    if status == _native.lib.ENDOR_OK:
+        return
+    for rule, (part, found) in _FAULTS.items():
+        if status == getattr(_native.lib, f"ENDOR_{rule.replace('-', '')}"):
+            raise PartError(rule, found, part, at)
+    _check(status)
 
 
 def _buffer(array: Bytes) -> Any:

@@ -6,18 +6,18 @@ Plain safetensors files are read too. BF16 and the 8-bit floats come as the type
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyendor import atomic, dtypes, file, writer
-from pyendor.encoded import EncodedTensor
 from pyendor.errors import UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes, Tensor
+from pyendor.opened import Opened, Sliceable, dtype_of, no_counterpart
 from pyendor.writer import MIN_SAVING, TensorSource
 
 Array = npt.NDArray[Any]
@@ -75,14 +75,15 @@ def load(data: bytes) -> dict[str, Array]:
         return _arrays(opened)
 
 
-class safe_open:  # noqa: N801  the name that users of safetensors know
+class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
     """An open file whose tensors are read one by one.
 
     Args:
         filename: an Endor or plain safetensors file.
         framework: ``"np"`` or ``"numpy"``.
         device: ``"cpu"``.
-        verify: check each tensor's digest when it is read.
+        backend: of the safetensors package; there is no difference here.
+        verify: check each tensor's digest when it is read whole.
     """
 
     def __init__(
@@ -91,51 +92,54 @@ class safe_open:  # noqa: N801  the name that users of safetensors know
         framework: str = "np",
         device: str = "cpu",
         *,
+        backend: str = "mmap",
         verify: bool = False,
     ) -> None:
         if framework not in {"np", "numpy"}:
             raise UsageError(f"framework {quote(framework)}: this is the NumPy front door")
         if device != "cpu":
             raise UsageError(f"device {quote(str(device))}: NumPy arrays live on the CPU")
-        self._verify = verify
-        self._file = file.open_file(filename)
-
-    def keys(self) -> list[str]:
-        """Names of all logical tensors, sorted."""
-        return sorted(self._file.layout.tensors)
-
-    def offset_keys(self) -> list[str]:
-        """Names of all logical tensors, in the order of their data."""
-        return list(self._file.layout.tensors)
-
-    def metadata(self) -> dict[str, str] | None:
-        """The text that was saved with the tensors, the format's own left out."""
-        if self._file.layout.header.metadata is None:
-            return None
-        return dict(self._file.layout.metadata)
+        super().__init__(filename, backend, verify=verify)
 
     def get_tensor(self, name: str) -> Array:
         """One tensor, decoded into a new array."""
         return _array(self._file, name, verify=self._verify)
 
     def get_tensors(self) -> dict[str, Array]:
-        """All tensors, decoded into new arrays."""
+        """All tensors, decoded into new arrays, in the order of their data."""
         return _arrays(self._file, verify=self._verify)
 
-    def get_encoded(self, name: str) -> EncodedTensor:
-        """One encoded tensor, still compressed."""
-        return self._file.get_encoded(name)
+    def get_slice(self, name: str) -> ArraySlice:
+        """A tensor to be indexed: ``get_slice(name)[:, 8:16]`` reads and decodes only what that needs."""
+        return ArraySlice(self._file, self._file.tensor(name))
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._file.close()
+class ArraySlice(Sliceable):
+    """A tensor of an open file that is indexed as the array would be."""
+
+    def __getitem__(self, index: Any) -> Array:
+        dtype = _dtype(self._tensor)
+        items = index if isinstance(index, tuple) else (index,)
+        if not all(map(_is_basic, items)):
+            return np.array(_array(self._file, self._tensor.name)[index])
+        # An array of that shape that is nowhere: only where its view begins and how it strides is asked.
+        shape = self._tensor.shape
+        steps = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        nowhere = np.lib.stride_tricks.as_strided(np.empty(1, np.uint8), shape, steps)
+        view = nowhere[index if Ellipsis in items else (*items, ...)]
+        start = view.ctypes.data - nowhere.ctypes.data
+        down = [axis for axis, step in enumerate(view.strides) if step < 0 and view.size]
+        start += sum((view.shape[axis] - 1) * view.strides[axis] for axis in down)
+        data = self._file.cut(self._tensor.name, start, view.shape, [abs(step) for step in view.strides])
+        array: Array = data.view(dtype).reshape(view.shape)
+        return np.flip(array, tuple(down)) if down else array
+
+
+def _is_basic(item: object) -> bool:
+    """Whether indexing with it gives a view and no copy."""
+    if isinstance(item, bool | np.bool_):
+        return False
+    return item is None or item is Ellipsis or isinstance(item, slice | int | np.integer)
 
 
 def _array(opened: file.File, name: str, *, verify: bool = False) -> Array:
@@ -153,10 +157,9 @@ def _arrays(opened: file.File, *, verify: bool = False) -> dict[str, Array]:
 
 def _dtype(tensor: Tensor) -> np.dtype[Any]:
     """What NumPy calls the type of a tensor's elements, little-endian as they are in the file."""
-    tensor.require_supported()
-    dtype = dtypes.BY_NAME[tensor.dtype].to_numpy()
+    dtype = dtype_of(tensor).to_numpy()
     if dtype is None:
-        raise UnsupportedError(f"tensor {quote(tensor.name)}: NumPy has no counterpart of {tensor.dtype}")
+        raise no_counterpart(tensor, "NumPy")
     return dtype.newbyteorder("<")
 
 

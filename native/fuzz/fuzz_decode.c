@@ -4,7 +4,7 @@
  */
 #include "common.h"
 
-static room rooms[4], again[3];
+static room rooms[5], again[3];
 
 /* An input that says "build" has its bitmap and its values taken from it, and an index that fits them. */
 static uint64_t build(
@@ -72,6 +72,32 @@ static void check_canonical(
     CHECK(memcmp(index, parts->index, parts->index_size) == 0);
 }
 
+/* A slice, which may make no sense, of parts that may be good: the same on every target, and the right elements. */
+static void check_slices(
+    input *in, const endor_parts *parts, size_t itemsize, size_t numel, uint64_t nnz, int at_the_end,
+    const uint8_t *good) {
+    uint64_t start = take(in, 2), count = take(in, 2), stride = take(in, 2), rows = take(in, 1);
+    if (count * rows > MOST) count %= 1 + MOST / (rows + 1);
+    size_t out_size = (size_t)(count * rows) * itemsize;
+    uint8_t *out = place(&rooms[4], out_size, at_the_end);
+    outcome scalar = {ENDOR_OK, 0};
+    for (size_t i = 0; i < LENGTH(targets); i++) {
+        if (!endor_has(targets[i])) continue;
+        outcome sliced;
+        sliced.status = endor_slice(
+            targets[i], parts, itemsize, numel, nnz, start, count, stride, rows, out, out_size, &sliced.offset);
+        if (targets[i] == ENDOR_SCALAR) scalar = sliced;
+        CHECK(sliced.status == scalar.status && sliced.offset == scalar.offset);
+        if (good == NULL) continue;
+        int inside = rows == 0 || count == 0 || start + (rows - 1) * stride + count <= numel;
+        CHECK(sliced.status == (inside ? ENDOR_OK : ENDOR_ARGUMENT));
+        for (uint64_t r = 0; r < rows && inside; r++) {
+            size_t from = (size_t)(start + r * stride) * itemsize, size = (size_t)count * itemsize;
+            CHECK(count == 0 || memcmp(out + r * size, good + from, size) == 0);
+        }
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -85,11 +111,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (choices >> 4 & 1) {
         nnz = build(&in, itemsize, numel, values, bitmap, index, &parts);
         for (uint64_t changes = take(&in, 1) % 4; changes; changes--) {
-            uint64_t which = take(&in, 1) % 4;
+            uint64_t which = take(&in, 1) % 6;
             if (which == 0) change(&in, values, parts.values_size);
             if (which == 1) change(&in, bitmap, parts.bitmap_size);
             if (which == 2) change(&in, index, parts.index_size);
-            if (which == 3) shift(&in, index, nb + 1);
+            if (which >= 3) shift(&in, index, nb + 1);
         }
         /* The metadata of a file may lie too; its sizes and the index can be made to fit. */
         if (choices >> 5 & 1 && nnz) {
@@ -140,5 +166,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         CHECK(memcmp(out, expected, out_size) == 0);
         if (first == 0 && stop == nb) check_canonical(targets[i], itemsize, numel, nnz, &parts, out);
     }
+    int all = first == 0 && stop == nb;
+    check_slices(&in, &parts, itemsize, numel, nnz, at_the_end, all && scalar.status == ENDOR_OK ? expected : NULL);
     return 0;
 }

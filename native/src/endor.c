@@ -170,46 +170,105 @@ static uint64_t first_zero(const uint8_t *values, uint64_t rank, uint64_t stop, 
     return rank << shift;
 }
 
-/* The range of blocks of B-11: checked, and expanded to `out` unless that is NULL. Sizes have been checked. */
-static endor_status walk(
-    const kernels *kernels, const endor_parts *parts, int shift, uint64_t numel, uint64_t nnz,
-    uint64_t first, uint64_t stop, uint8_t *out, int stream, uint64_t *offset) {
-    const uint8_t *values = parts->values, *bitmap = parts->bitmap, *end = values + parts->values_size;
-    uint64_t nb = endor_blocks(numel);
-    if (stop == nb) {
-        endor_status padding = check_bitmap_padding(bitmap, parts->bitmap_size, numel, offset);
+/* A tensor, its sizes checked, and the kernels that it is decoded with. */
+typedef struct tensor {
+    const kernels *kernels;
+    const endor_parts *parts;
+    int shift; /* the logarithm of the size of an element */
+    uint64_t numel, nnz, blocks;
+} tensor;
+
+/* B-4 and B-7, and for the last block what lies behind it in the bitmap and the index: B-3 and B-8. */
+static endor_status check_ends(const tensor *t, int last, uint64_t *offset) {
+    const endor_parts *parts = t->parts;
+    if (last) {
+        endor_status padding = check_bitmap_padding(parts->bitmap, parts->bitmap_size, t->numel, offset);
         if (padding != ENDOR_OK) return padding;
     }
     if (entry_at(parts->index, 0) != 0) return fault(ENDOR_B4, 0, offset);
-    if (stop == nb) {
-        uint64_t at = first_nonzero(parts->index, 8 * (nb + 1), parts->index_size);
+    if (last) {
+        uint64_t at = first_nonzero(parts->index, 8 * (t->blocks + 1), parts->index_size);
         if (at < parts->index_size) return fault(ENDOR_B8, at / 8 * 8, offset);
     }
-    if (entry_at(parts->index, nb) != (int64_t)nnz) return fault(ENDOR_B7, 8 * nb, offset);
-    int64_t low = entry_at(parts->index, first);
-    if (low < 0 || low > (int64_t)nnz) return fault(ENDOR_B5, 8 * first, offset);
-    for (uint64_t b = first; b < stop; b++) {
-        /* Each entry is read once: what was checked is what is used, even if somebody writes to it. */
-        int64_t high = entry_at(parts->index, b + 1);
-        if (high < low || high > (int64_t)nnz) return fault(ENDOR_B5, 8 * (b + 1), offset);
-        unsigned count = (unsigned)smaller(numel - b * ENDOR_BLOCK, ENDOR_BLOCK);
-        uint64_t bits[BLOCK_WORDS];
-        unsigned ones = take_bits(kernels, bitmap + b * (ENDOR_BLOCK / 8), count, bits);
-        if (high - low != (int64_t)ones) return fault(ENDOR_B6, 8 * (b + 1), offset);
-        const uint8_t *at = values + ((uint64_t)low << shift);
-        if (out != NULL) {
-            kernels->expand[shift](bits, count, at, end, out, stream);
-            out += (size_t)ENDOR_BLOCK << shift;
-        }
-        if (kernels->any_zero[shift](at, ones))
-            return fault(ENDOR_B10, first_zero(values, (uint64_t)low, (uint64_t)high, shift), offset);
-        low = high;
-    }
-    if (stop == nb) {
-        uint64_t at = first_nonzero(values, nnz << shift, parts->values_size);
-        if (at < parts->values_size) return fault(ENDOR_B9, at, offset);
-    }
+    if (entry_at(parts->index, t->blocks) != (int64_t)t->nnz) return fault(ENDOR_B7, 8 * t->blocks, offset);
     return ENDOR_OK;
+}
+
+/* B-9, for the last block. */
+static endor_status check_values_padding(const tensor *t, uint64_t *offset) {
+    uint64_t at = first_nonzero(t->parts->values, t->nnz << t->shift, t->parts->values_size);
+    return at < t->parts->values_size ? fault(ENDOR_B9, at, offset) : ENDOR_OK;
+}
+
+/* Where the values of a block begin: its index entry, which is checked. */
+static endor_status rank_of(const tensor *t, uint64_t block, int64_t *rank, uint64_t *offset) {
+    *rank = entry_at(t->parts->index, block);
+    return *rank < 0 || *rank > (int64_t)t->nnz ? fault(ENDOR_B5, 8 * block, offset) : ENDOR_OK;
+}
+
+/* Elements of a block, at most ENDOR_BLOCK. */
+static unsigned elements_of(const tensor *t, uint64_t block) {
+    return (unsigned)smaller(t->numel - block * ENDOR_BLOCK, ENDOR_BLOCK);
+}
+
+/* Words of a bitmap, from .. to - 1. */
+typedef struct words {
+    unsigned from, to;
+} words;
+
+static const words all_words = {0, BLOCK_WORDS};
+
+/* The number of 1 bits of the first words of a block. */
+static unsigned ones_before(const kernels *kernels, const uint64_t bits[BLOCK_WORDS], unsigned count) {
+    uint64_t head[BLOCK_WORDS] = {0}, same[BLOCK_WORDS];
+    memcpy(head, bits, count * sizeof head[0]);
+    return count == 0 ? 0 : kernels->take((const uint8_t *)head, same);
+}
+
+/* Checks a block (B-5, B-6, B-10) whose values begin at *rank, which goes on to where they end. Expands those of its words
+ * that are wanted to their places in `out`, unless that is NULL. If there is a `copy`, of a block of elements, what is
+ * decoded is a copy of the values, so that it is what was checked even if somebody writes to them; each index entry and
+ * word of the bitmap is read once in any case. */
+static endor_status decode_block(
+    const tensor *t, uint64_t block, int64_t *rank, words wanted, uint8_t *out, int stream, uint8_t *copy,
+    uint64_t *offset) {
+    int64_t low = *rank, high = entry_at(t->parts->index, block + 1);
+    if (high < low || high > (int64_t)t->nnz) return fault(ENDOR_B5, 8 * (block + 1), offset);
+    unsigned count = elements_of(t, block);
+    uint64_t bits[BLOCK_WORDS];
+    const uint8_t *bitmap = (const uint8_t *)t->parts->bitmap + block * (ENDOR_BLOCK / 8);
+    unsigned ones = take_bits(t->kernels, bitmap, count, bits);
+    if (high - low != (int64_t)ones) return fault(ENDOR_B6, 8 * (block + 1), offset);
+    const uint8_t *all = t->parts->values, *end = all + t->parts->values_size;
+    const uint8_t *values = all + ((uint64_t)low << t->shift);
+    if (copy != NULL) {
+        values = memcpy(copy, values, (size_t)ones << t->shift);
+        end = copy + ((size_t)ENDOR_BLOCK << t->shift);
+    }
+    if (out != NULL) {
+        unsigned first = wanted.from * 64, stop = wanted.to * 64 < count ? wanted.to * 64 : count;
+        size_t skip = (size_t)ones_before(t->kernels, bits, wanted.from) << t->shift;
+        t->kernels->expand[t->shift](
+            bits + wanted.from, stop - first, values + skip, end, out + ((size_t)first << t->shift), stream);
+    }
+    if (t->kernels->any_zero[t->shift](values, ones))
+        return fault(ENDOR_B10, first_zero(all, (uint64_t)low, (uint64_t)high, t->shift), offset);
+    *rank = high;
+    return ENDOR_OK;
+}
+
+/* The range of blocks of B-11: checked, and expanded to `out` unless that is NULL. */
+static endor_status walk(
+    const tensor *t, uint64_t first, uint64_t stop, uint8_t *out, int stream, uint64_t *offset) {
+    int64_t rank;
+    endor_status status = check_ends(t, stop == t->blocks, offset);
+    if (status == ENDOR_OK) status = rank_of(t, first, &rank, offset);
+    for (uint64_t b = first; b < stop && status == ENDOR_OK; b++) {
+        status = decode_block(t, b, &rank, all_words, out, stream, NULL, offset);
+        if (out != NULL) out += (size_t)ENDOR_BLOCK << t->shift;
+    }
+    if (status == ENDOR_OK && stop == t->blocks) status = check_values_padding(t, offset);
+    return status;
 }
 
 endor_status endor_decode(
@@ -225,7 +284,8 @@ endor_status endor_decode(
     /* A tensor without elements has no output that would have to be somewhere. */
     uint8_t nothing[1], *to = out_size == 0 ? nothing : out;
     int stream = (flags & ENDOR_STREAM) != 0 && (uintptr_t)to % ENDOR_STREAM_ALIGNMENT == 0;
-    endor_status status = walk(kernels, parts, shift, numel, nnz, first, stop, to, stream, offset);
+    tensor t = {kernels, parts, shift, numel, nnz, endor_blocks(numel)};
+    endor_status status = walk(&t, first, stop, to, stream, offset);
     if (stream) kernels->fence();
     return status;
 }
@@ -238,5 +298,55 @@ endor_status endor_validate(
     *offset = 0;
     if (shift < 0 || !range_fits(parts, itemsize, numel, nnz, first, stop)) return ENDOR_ARGUMENT;
     if (kernels == NULL) return ENDOR_TARGET;
-    return walk(kernels, parts, shift, numel, nnz, first, stop, NULL, 0, offset);
+    tensor t = {kernels, parts, shift, numel, nnz, endor_blocks(numel)};
+    return walk(&t, first, stop, NULL, 0, offset);
+}
+
+endor_status endor_slice(
+    endor_target target, const endor_parts *parts, size_t itemsize, uint64_t numel, uint64_t nnz,
+    uint64_t start, uint64_t count, uint64_t stride, uint64_t rows, void *out, size_t out_size, uint64_t *offset) {
+    int shift = shift_of(itemsize);
+    const kernels *kernels = kernels_of(target);
+    *offset = 0;
+    if (shift < 0 || !range_fits(parts, itemsize, numel, nnz, 0, 0)) return ENDOR_ARGUMENT;
+    if (count == 0 || rows == 0) return out_size == 0 ? ENDOR_OK : ENDOR_ARGUMENT;
+    /* Whether the last element that is wanted is one of the tensor's, without a product that could wrap around. */
+    if (count > numel || start > numel - count || (rows > 1 && stride > (numel - count - start) / (rows - 1)) ||
+        (out_size >> shift) / count != rows || out_size != (count << shift) * rows)
+        return ENDOR_ARGUMENT;
+    if (kernels == NULL) return ENDOR_TARGET;
+    tensor t = {kernels, parts, shift, numel, nnz, endor_blocks(numel)};
+    uint64_t last = (start + stride * (rows - 1) + count - 1) / ENDOR_BLOCK, have = UINT64_MAX;
+    words there = {0, 0};
+    endor_status status = check_ends(&t, last == t.blocks - 1, offset);
+    /* A block that only some elements are taken of, kept for the next row; and copies of values. Of a block that rows come
+     * to again, all words are expanded. */
+    int rare = rows == 1 || stride >= ENDOR_BLOCK;
+    uint8_t some[ENDOR_BLOCK * 8], copy[ENDOR_BLOCK * 8], *to = out;
+    for (uint64_t row = 0; row < rows && status == ENDOR_OK; row++, start += stride) {
+        int64_t rank;
+        for (uint64_t i = start; i < start + count && status == ENDOR_OK;) {
+            uint64_t block = i / ENDOR_BLOCK, from = i % ENDOR_BLOCK, elements = elements_of(&t, block);
+            size_t size = (size_t)smaller(elements - from, start + count - i) << shift;
+            int whole = from == 0 && size == (size_t)elements << shift;
+            words wanted = {(unsigned)from / 64, (unsigned)(from + (size >> shift) + 63) / 64};
+            if (whole || block != have || wanted.from < there.from || wanted.to > there.to) {
+                if (i == start) status = rank_of(&t, block, &rank, offset);
+                if (!whole) {
+                    have = block;
+                    there = rare ? wanted : all_words;
+                }
+                if (status == ENDOR_OK)
+                    status = decode_block(
+                        &t, block, &rank, whole ? all_words : there, whole ? to : some, 0, copy, offset);
+            } else {
+                status = rank_of(&t, block + 1, &rank, offset);
+            }
+            if (!whole && status == ENDOR_OK) memcpy(to, some + (from << shift), size);
+            to += size;
+            i += size >> shift;
+        }
+    }
+    if (status == ENDOR_OK && last == t.blocks - 1) status = check_values_padding(&t, offset);
+    return status;
 }

@@ -251,6 +251,45 @@ static void test_lying_nnz(void) {
     drop(t);
 }
 
+/* Slices against the dense bytes, on every target; and the same fault as the blocks that they touch. */
+static void test_slices(unsigned rounds) {
+    for (unsigned round = 0; round < rounds; round++) {
+        size_t numel = lengths[1 + any() % (LENGTH(lengths) - 1)], s = (size_t)1 << any() % 4;
+        tensor t = make(s, numel, densities[any() % LENGTH(densities)], any() % 2);
+        CHECK(encode(ENDOR_SCALAR, t) == ENDOR_OK);
+        uint64_t start = any() % numel, count = 1 + any() % (numel - start), rows = 1, stride = 0, offset;
+        if (any() % 2) {
+            count = 1 + any() % (any() % 2 ? count : 1 + count / 64);
+            stride = any() % (any() % 2 ? 300 : numel);
+            rows = stride ? 1 + (numel - start - count) / stride : 1 + any() % 3;
+        }
+        int spoiled = any() % 4 == 0;
+        if (spoiled) spoil(t);
+        guarded out = guard((size_t)(rows * count) * s, any() % 2);
+        for (size_t i = 0; i < LENGTH(targets); i++) {
+            if (!endor_has(targets[i])) continue;
+            endor_status status = endor_slice(
+                targets[i], &t.parts, s, numel, t.nnz, start, count, stride, rows, out.at,
+                (size_t)(rows * count) * s, &offset);
+            if (!spoiled) CHECK(status == ENDOR_OK);
+            for (uint64_t r = 0; r < rows && status == ENDOR_OK && !spoiled; r++)
+                CHECK(!memcmp(out.at + r * count * s, t.dense.at + (start + r * stride) * s, (size_t)count * s));
+            if (spoiled && rows == 1) {
+                uint64_t other;
+                uint64_t first = start / ENDOR_BLOCK, stop = (start + count - 1) / ENDOR_BLOCK + 1;
+                CHECK(endor_validate(targets[i], &t.parts, s, numel, t.nnz, first, stop, &other) == status);
+                CHECK(other == offset);
+            }
+        }
+        CHECK(endor_slice(ENDOR_AUTO, &t.parts, s, numel, t.nnz, start, count, numel, rows + 1, out.at,
+                          (size_t)((rows + 1) * count) * s, &offset) == ENDOR_ARGUMENT);
+        CHECK(endor_slice(ENDOR_AUTO, &t.parts, s, numel, t.nnz, start, numel - start + 1, 0, 1, out.at,
+                          (size_t)(numel - start + 1) * s, &offset) == ENDOR_ARGUMENT);
+        release(out);
+        drop(t);
+    }
+}
+
 static void test_arguments(void) {
     tensor t = make(4, 5000, 50, 1);
     uint64_t offset, nnz;
@@ -288,6 +327,7 @@ int main(int count, char **arguments) {
     unsigned rounds = count > 1 ? (unsigned)strtoul(arguments[1], NULL, 10) : 20000;
     test_round_trip();
     test_spoiled(rounds);
+    test_slices(rounds / 4);
     test_lying_nnz();
     test_arguments();
     static const char *const names[] = {"scalar", "avx2", "avx512", "neon"};

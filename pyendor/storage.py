@@ -1,0 +1,123 @@
+"""Where the bytes of a file are: on disk or in memory.
+
+Whole tensors are read by ``pread`` into private memory: what was checked is then what is decoded (S-3), and
+a file that is cut short meanwhile is an error. For slices the file is mapped, and blocks are decoded from
+copies of their values; if a mapped file is cut short, the system ends the process, as for all who map files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import stat
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from pyendor import layout, parallel
+from pyendor.errors import FormatError, UsageError, quote
+from pyendor.layout import Bytes
+
+# A larger tensor is the work of all threads; smaller ones are loaded several at a time, each by one thread.
+LARGE = 32 << 20
+
+
+class Scratch:
+    """Memory for the parts of one tensor after the other: used again, it need not be mapped again."""
+
+    def __init__(self) -> None:
+        self._memory = layout.allocate(0)
+
+    def take(self, sizes: Sequence[int]) -> list[Bytes]:
+        """Pieces of these sizes, which are multiples of 64; those that were taken before are gone."""
+        edges = [0, *itertools.accumulate(sizes)]
+        if self._memory.size < edges[-1]:
+            self._memory = layout.allocate(edges[-1])
+        return [self._memory[low:high] for low, high in itertools.pairwise(edges)]
+
+
+class Storage(Protocol):
+    """The bytes of a file; ``length`` is how many there are."""
+
+    length: int
+
+    def read(self, start: int, stop: int, out: Bytes | None = None) -> Bytes:
+        """Bytes of the file, in ``out`` or in memory that nobody writes to."""
+
+    def view(self, start: int, stop: int) -> Bytes:
+        """Bytes of the file as they are there, and change if somebody writes to it."""
+
+    def close(self) -> None: ...
+
+
+class FileStorage:
+    """The bytes of a regular file."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        # Not blocking: opening a named pipe would otherwise wait for somebody to write to it.
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(self._descriptor)
+            raise UsageError(f"{quote(self.path)} is not a regular file")
+        self.length = status.st_size
+        self._map: Bytes | None = None
+        self._lock = threading.Lock()
+        # Also without close(), as users of safetensors are used to.
+        self._close = weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, start: int, stop: int, out: Bytes | None = None) -> Bytes:
+        self._require_open()
+        data = layout.allocate(stop - start) if out is None else out
+        pieces = range(0, data.size, LARGE)
+        parallel.each(lambda at: self._fill(data[at : at + LARGE], start + at), pieces)
+        return data
+
+    def _fill(self, data: Bytes, start: int) -> None:
+        rest = data.data
+        while rest:
+            at = start + data.size - len(rest)
+            done = os.preadv(self._descriptor, [rest], at)
+            if done == 0:
+                found = "the file became shorter while it was read"
+                raise FormatError("C-9", found, offset=at, path=self.path)
+            rest = rest[done:]
+
+    def view(self, start: int, stop: int) -> Bytes:
+        self._require_open()
+        with self._lock:
+            if self._map is None:
+                # The map is closed when the last array on it is gone.
+                pages = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ) if self.length else b""
+                self._map = np.frombuffer(pages, np.uint8)
+        return self._map[start:stop]
+
+    def _require_open(self) -> None:
+        if self._close.alive is False:
+            raise ValueError("the file is closed")
+
+    def close(self) -> None:
+        self._map = None
+        self._close()
+
+
+class MemoryStorage:
+    """The bytes of a file in memory that does not change."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = np.frombuffer(data, np.uint8)
+        self.length = self._data.size
+
+    def read(self, start: int, stop: int, out: Bytes | None = None) -> Bytes:
+        return self._data[start:stop]
+
+    def view(self, start: int, stop: int) -> Bytes:
+        return self._data[start:stop]
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,315 @@
+"""The front door for PyTorch: ``safetensors.torch``, argument for argument, over Endor files.
+
+Plain safetensors files are read too. Where the two modules differ, and why, stands in ``docs/torch.md``.
+Needs the extra ``pyendor[torch]``: PyTorch, and safetensors, which knows what tensors share memory.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import _find_shared_tensors, _remove_duplicate_names
+from torch import Tensor
+
+from pyendor import atomic, dtypes, file, layout, writer
+from pyendor.dtypes import DType
+from pyendor.errors import UnsupportedError, UsageError, quote
+from pyendor.layout import Bytes
+from pyendor.opened import Opened, Sliceable, dtype_of, no_counterpart
+from pyendor.writer import MIN_SAVING, TensorSource
+
+Device = str | int | torch.device
+
+_BY_TORCH: dict[torch.dtype, DType] = {
+    getattr(torch, row.torch): row
+    for row in dtypes.TABLE
+    if row.torch is not None and hasattr(torch, row.torch)
+}
+# Two elements of 4 bits in a byte: the last dimension of the file is twice that of the tensor.
+_PACKED = getattr(torch, "float4_e2m1fn_x2", None)
+_SHARED = "https://huggingface.co/docs/safetensors/torch_shared_tensors"
+
+
+def save_file(
+    tensors: dict[str, Tensor],
+    filename: str | os.PathLike[str],
+    metadata: dict[str, str] | None = None,
+    *,
+    min_saving: float | None = MIN_SAVING,
+) -> None:
+    """Saves tensors as an Endor file, in the order of the dictionary; replaces a file, all or nothing.
+
+    Args:
+        tensors: by name; dense, contiguous, no two of them in the same memory.
+        filename: the file to write.
+        metadata: text of your own.
+        min_saving: encode a tensor only where that saves this share of its size; None encodes every one
+            that can be.
+
+    Raises:
+        ValueError: a tensor is sparse or not contiguous, or no tensor.
+        RuntimeError: tensors share memory.
+        UnsupportedError: a dtype has no counterpart in the format.
+    """
+    sources = _sources(tensors)
+    with atomic.new_file(filename, force=True) as stream:
+        writer.write(stream, sources, metadata, min_saving=min_saving)
+
+
+def save(
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    *,
+    min_saving: float | None = MIN_SAVING,
+) -> bytes:
+    """The bytes that :func:`save_file` would write."""
+    stream = io.BytesIO()
+    writer.write(stream, _sources(tensors), metadata, min_saving=min_saving)
+    return stream.getvalue()
+
+
+def load_file(
+    filename: str | os.PathLike[str], device: Device = "cpu", *, backend: str = "mmap"
+) -> dict[str, Tensor]:
+    """Loads all tensors of an Endor or plain safetensors file, in the order of their data.
+
+    Raises:
+        FormatError: the file breaks a rule.
+        UnsupportedError: it needs what this build does not have, or a type that PyTorch does not have.
+    """
+    with safe_open(filename, "pt", device, backend=backend) as opened:
+        return opened.get_tensors()
+
+
+def load(data: bytes) -> dict[str, Tensor]:
+    """Loads all tensors from the bytes of a file, as :func:`load_file` does."""
+    with file.open_bytes(bytes(data)) as opened:
+        # The bytes are not ours to write to; tensors are.
+        return {name: tensor.clone() for name, tensor in _tensors(opened).items()}
+
+
+def save_model(
+    model: torch.nn.Module,
+    filename: str | os.PathLike[str],
+    metadata: dict[str, str] | None = None,
+    force_contiguous: bool = True,
+    *,
+    min_saving: float | None = MIN_SAVING,
+) -> None:
+    """Saves the state of a model; of tensors that share memory one, the others named in the metadata.
+
+    Args:
+        model: the model.
+        filename: the file to write.
+        metadata: text of your own.
+        force_contiguous: save what is not contiguous as if it was.
+        min_saving: as in :func:`save_file`.
+    """
+    state = dict(model.state_dict())
+    text = dict(metadata or {})
+    for kept, others in _remove_duplicate_names(state).items():
+        for name in others:
+            text.setdefault(name, kept)
+            del state[name]
+    if force_contiguous:
+        state = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(state, filename, text or None, min_saving=min_saving)
+
+
+def load_model(
+    model: torch.nn.Module,
+    filename: str | os.PathLike[str],
+    strict: bool = True,
+    device: Device = "cpu",
+    *,
+    backend: str = "mmap",
+) -> tuple[set[str], list[str]]:
+    """Loads what :func:`save_model` has saved.
+
+    Returns:
+        Names that the model has and the file does not, and the other way round.
+
+    Raises:
+        RuntimeError: there are such names, and ``strict``.
+    """
+    state = load_file(filename, device, backend=backend)
+    # What shares its memory with a tensor of the file has been loaded with it.
+    shared = _remove_duplicate_names(model.state_dict(), preferred_names=list(state))
+    result = model.load_state_dict(state, strict=False)
+    missing, unexpected = set(result.missing_keys), list(result.unexpected_keys)
+    for names in shared.values():
+        unexpected += [name for name in names if name not in missing]
+        missing -= set(names)
+    if strict and (missing or unexpected):
+        lines = [f"Error(s) in loading state_dict for {type(model).__name__}:"]
+        for what, keys in (("Missing", sorted(missing)), ("Unexpected", sorted(unexpected))):
+            if keys:
+                listed = ", ".join(f'"{key}"' for key in keys)
+                lines.append(f"    {what} key(s) in state_dict: {listed}")
+        raise RuntimeError("\n".join(lines))
+    return missing, unexpected
+
+
+class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
+    """An open file whose tensors are read one by one.
+
+    Args:
+        filename: an Endor or plain safetensors file.
+        framework: ``"pt"``, ``"torch"`` or ``"pytorch"``.
+        device: where tensors go: all that ``torch.device`` takes, but ``"meta"``.
+        backend: of the safetensors package; there is no difference here.
+        verify: check each tensor's digest when it is read whole.
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        framework: str = "pt",
+        device: Device = "cpu",
+        *,
+        backend: str = "mmap",
+        verify: bool = False,
+    ) -> None:
+        if framework not in {"pt", "torch", "pytorch"}:
+            raise UsageError(f"framework {quote(str(framework))}: this is the PyTorch front door")
+        self._device = _device(device)
+        super().__init__(filename, backend, verify=verify)
+
+    def get_tensor(self, name: str) -> Tensor:
+        """One tensor, decoded into new memory."""
+        tensor = self._file.tensor(name)
+        dtype = _dtype(tensor)
+        return _view(self._file.get_bytes(name, verify=self._verify), dtype, tensor.shape).to(self._device)
+
+    def get_tensors(self) -> dict[str, Tensor]:
+        """All tensors, decoded into new memory, in the order of their data."""
+        return _tensors(self._file, self._device, verify=self._verify)
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """A tensor to be indexed: ``get_slice(name)[:, 8:16]`` reads and decodes only what that needs."""
+        return TensorSlice(self._file, self._file.tensor(name), self._device)
+
+
+class TensorSlice(Sliceable):
+    """A tensor of an open file that is indexed as the tensor would be."""
+
+    def __init__(self, opened: file.File, tensor: layout.Tensor, device: torch.device) -> None:
+        super().__init__(opened, tensor)
+        self._device = device
+
+    def __getitem__(self, index: Any) -> Tensor:
+        dtype = _dtype(self._tensor)
+        # A tensor of that shape that is nowhere: where a view begins and how it strides is all that is asked.
+        nowhere = torch.empty(_shape(self._tensor.shape, dtype), dtype=torch.uint8, device="meta")
+        view = nowhere[index] if _is_basic(index) else None
+        if view is None or dtype == _PACKED:
+            data = self._file.get_bytes(self._tensor.name)
+            return _view(data, dtype, self._tensor.shape)[index].clone().to(self._device)
+        data = self._file.cut(self._tensor.name, int(view.storage_offset()), view.shape, view.stride())
+        return _view(data, dtype, tuple(view.shape)).to(self._device)
+
+
+def _is_basic(index: object) -> bool:
+    """Whether indexing with it gives a view and no copy."""
+    items = index if isinstance(index, tuple) else (index,)
+    return not any(isinstance(item, bool) for item in items) and all(
+        item is None or item is Ellipsis or isinstance(item, slice | int | np.integer) for item in items
+    )
+
+
+def _device(device: Device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"device {quote(str(device))} is none: {error}") from error
+    if found.type == "meta":
+        raise UsageError("device 'meta' holds no data: nothing can be loaded there")
+    return found
+
+
+def _dtype(tensor: layout.Tensor) -> torch.dtype:
+    name = dtype_of(tensor).torch
+    dtype = getattr(torch, name, None) if name is not None else None
+    if dtype is None:
+        raise no_counterpart(tensor, "PyTorch")
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _shape(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
+    """The shape of a tensor, given that in the file."""
+    return (*shape[:-1], shape[-1] // 2) if dtype == _PACKED and shape else shape
+
+
+def _view(data: Bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Bytes as a tensor, which keeps them."""
+    if data.size == 0:
+        return torch.empty(_shape(shape, dtype), dtype=dtype)
+    if not data.flags.writeable:
+        data = data.copy()
+    return torch.from_numpy(data).view(dtype).reshape(_shape(shape, dtype))
+
+
+def _tensors(
+    opened: file.File, device: torch.device | None = None, *, verify: bool = False
+) -> dict[str, Tensor]:
+    tensors = opened.layout.tensors
+    wanted = {name: _dtype(tensor) for name, tensor in tensors.items()}
+    data = opened.load(verify=verify)
+    return {
+        name: _view(data.pop(name), dtype, tensors[name].shape).to(device or "cpu")
+        for name, dtype in wanted.items()
+    }
+
+
+def _sources(tensors: Mapping[str, Tensor]) -> list[TensorSource]:
+    if not isinstance(tensors, dict):
+        raise ValueError(f"expected a dict of tensors by name, not {type(tensors)}")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{quote(str(name))} is no torch.Tensor but {type(tensor)}")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"tensor {quote(str(name))} is sparse; save its to_dense(), which is encoded")
+    shared = [sorted(names) for names in _find_shared_tensors(tensors) if len(names) > 1]
+    if shared:
+        raise RuntimeError(f"tensors share memory: {shared}. Use save_model, or read {_SHARED}")
+    return [_source(name, tensor) for name, tensor in tensors.items()]
+
+
+def _source(name: str, tensor: Tensor) -> TensorSource:
+    if not tensor.is_contiguous():
+        raise ValueError(
+            f"tensor {quote(str(name))} is not contiguous: save its .contiguous(), or, if it is a part of "
+            "another one, only that other one"
+        )
+    if tensor.device.type == "meta":
+        raise NotImplementedError(f"tensor {quote(str(name))} is on the meta device and has no data")
+    row = _BY_TORCH.get(tensor.dtype)
+    if row is None:
+        found = f"dtype {tensor.dtype} has no counterpart in the format"
+        raise UnsupportedError(f"tensor {quote(str(name))}: {found}")
+    shape = tuple(tensor.shape)
+    if tensor.dtype == _PACKED:
+        if not shape:
+            found = "no dimension to count its two elements of 4 bits"
+            raise UnsupportedError(f"tensor {quote(str(name))}: {found}")
+        shape = (*shape[:-1], 2 * shape[-1])
+    nbytes = tensor.numel() * tensor.element_size()
+    return TensorSource(name, row.name, shape, nbytes, _reader(tensor))
+
+
+def _reader(tensor: Tensor) -> Callable[[], Bytes]:
+    def read() -> Bytes:
+        data = tensor.detach().cpu().resolve_conj().resolve_neg()
+        if not data.numel():
+            return np.empty(0, np.uint8)
+        # A dimension of one element may have any stride and still be contiguous.
+        flat = data.as_strided((data.numel(),), (1,)).view(torch.uint8)
+        return flat.numpy()
+
+    return read
