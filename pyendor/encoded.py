@@ -58,9 +58,12 @@ class EncodedTensor:
         }
         codec.encode(dense, known.itemsize, nnz, parts["values"], parts["bitmap"], parts["index"])
         encoded = cls(name, meta, parts)
-        if not digest:
-            return encoded
-        return replace(encoded, meta=replace(meta, digest=f"{DIGEST}:{encoded.digest()}"))
+        return encoded.renamed(name) if digest else encoded
+
+    def renamed(self, name: str) -> EncodedTensor:
+        """The same tensor under another name, in memory of no file, with the digest that this makes."""
+        bare = EncodedTensor(name, replace(self.meta, digest=None), self.parts)
+        return replace(bare, meta=replace(bare.meta, digest=f"{DIGEST}:{bare.digest()}"))
 
     @property
     def dtype(self) -> str:

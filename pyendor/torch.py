@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from safetensors.torch import _find_shared_tensors, _remove_duplicate_names
 from torch import Tensor
 
-from pyendor import atomic, dtypes, file, layout, writer
-from pyendor.dtypes import DType
+from pyendor import atomic, checkpoint, file, layout, writer
 from pyendor.errors import UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes
 from pyendor.opened import Opened, Sliceable, dtype_of, no_counterpart
+from pyendor.torch_tensor import BY_TORCH, EndorTensor, from_bytes, to_bytes
 from pyendor.writer import MIN_SAVING, TensorSource
 
 Device = str | int | torch.device
 
-_BY_TORCH: dict[torch.dtype, DType] = {
-    getattr(torch, row.torch): row
-    for row in dtypes.TABLE
-    if row.torch is not None and hasattr(torch, row.torch)
-}
 # Two elements of 4 bits in a byte: the last dimension of the file is twice that of the tensor.
 _PACKED = getattr(torch, "float4_e2m1fn_x2", None)
 _SHARED = "https://huggingface.co/docs/safetensors/torch_shared_tensors"
@@ -112,7 +111,7 @@ def save_model(
     """
     state = dict(model.state_dict())
     text = dict(metadata or {})
-    for kept, others in _remove_duplicate_names(state).items():
+    for kept, others in _remove_duplicate_names(_memory(state)).items():
         for name in others:
             text.setdefault(name, kept)
             del state[name]
@@ -139,7 +138,7 @@ def load_model(
     """
     state = load_file(filename, device, backend=backend)
     # What shares its memory with a tensor of the file has been loaded with it.
-    shared = _remove_duplicate_names(model.state_dict(), preferred_names=list(state))
+    shared = _remove_duplicate_names(_memory(model.state_dict()), preferred_names=list(state))
     result = model.load_state_dict(state, strict=False)
     missing, unexpected = set(result.missing_keys), list(result.unexpected_keys)
     for names in shared.values():
@@ -190,9 +189,55 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
         """All tensors, decoded into new memory, in the order of their data."""
         return _tensors(self._file, self._device, verify=self._verify)
 
+    def get_encoded(self, name: str) -> EndorTensor:  # type: ignore[override]
+        """One encoded tensor, still compressed, as a tensor that decodes itself when it is used."""
+        return cast(EndorTensor, EndorTensor.from_encoded(self._file.get_encoded(name)).to(self._device))
+
     def get_slice(self, name: str) -> TensorSlice:
         """A tensor to be indexed: ``get_slice(name)[:, 8:16]`` reads and decodes only what that needs."""
         return TensorSlice(self._file, self._file.tensor(name), self._device)
+
+
+def iter_weights(
+    path: str | os.PathLike[str], device: Device = "cpu", *, prefetch: int = 1, verify: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file or of all files of a checkpoint, one by one, in the order of their data.
+
+    What weight loaders of inference engines take. The next tensors are read and decoded while the last one is
+    being used; there are never more than ``prefetch + 1`` of them besides those that the caller keeps.
+
+    Args:
+        path: an Endor or plain safetensors file, or a directory with such.
+        device: where the tensors go.
+        prefetch: tensors to be read ahead; 0 for none.
+        verify: check each tensor's digest.
+
+    Raises:
+        FormatError, UnsupportedError: as :func:`load_file`, when the tensor at fault is asked for.
+    """
+    where = _device(device)
+    with ExitStack() as stack:
+        files = checkpoint.weight_files(Path(path))
+        opened = [stack.enter_context(file.open_file(weights)) for weights in files]
+        names = ((one, name) for one in opened for name in one.layout.tensors)
+        pool = stack.enter_context(ThreadPoolExecutor(1, "pyendor-prefetch"))
+
+        def read(one: file.File, name: str) -> tuple[str, Tensor]:
+            tensor = one.tensor(name)
+            dtype = _dtype(tensor)
+            return name, _view(one.get_bytes(name, verify=verify), dtype, tensor.shape).to(where)
+
+        waiting: deque[Future[tuple[str, Tensor]]] = deque()
+        stack.callback(lambda: [future.cancel() for future in waiting])
+        for one, name in names:
+            if prefetch < 1:
+                yield read(one, name)
+                continue
+            waiting.append(pool.submit(read, one, name))
+            if len(waiting) > prefetch:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 class TensorSlice(Sliceable):
@@ -247,12 +292,7 @@ def _shape(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
 
 
 def _view(data: Bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """Bytes as a tensor, which keeps them."""
-    if data.size == 0:
-        return torch.empty(_shape(shape, dtype), dtype=dtype)
-    if not data.flags.writeable:
-        data = data.copy()
-    return torch.from_numpy(data).view(dtype).reshape(_shape(shape, dtype))
+    return from_bytes(data, dtype, _shape(shape, dtype))
 
 
 def _tensors(
@@ -267,6 +307,14 @@ def _tensors(
     }
 
 
+def _memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same with tensors that have memory, so that it can be seen what shares it."""
+    return {
+        name: tensor.part_values if isinstance(tensor, EndorTensor) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def _sources(tensors: Mapping[str, Tensor]) -> list[TensorSource]:
     if not isinstance(tensors, dict):
         raise ValueError(f"expected a dict of tensors by name, not {type(tensors)}")
@@ -275,7 +323,7 @@ def _sources(tensors: Mapping[str, Tensor]) -> list[TensorSource]:
             raise ValueError(f"{quote(str(name))} is no torch.Tensor but {type(tensor)}")
         if tensor.layout != torch.strided:
             raise ValueError(f"tensor {quote(str(name))} is sparse; save its to_dense(), which is encoded")
-    shared = [sorted(names) for names in _find_shared_tensors(tensors) if len(names) > 1]
+    shared = [sorted(names) for names in _find_shared_tensors(_memory(tensors)) if len(names) > 1]
     if shared:
         raise RuntimeError(f"tensors share memory: {shared}. Use save_model, or read {_SHARED}")
     return [_source(name, tensor) for name, tensor in tensors.items()]
@@ -289,7 +337,7 @@ def _source(name: str, tensor: Tensor) -> TensorSource:
         )
     if tensor.device.type == "meta":
         raise NotImplementedError(f"tensor {quote(str(name))} is on the meta device and has no data")
-    row = _BY_TORCH.get(tensor.dtype)
+    row = BY_TORCH.get(tensor.dtype)
     if row is None:
         found = f"dtype {tensor.dtype} has no counterpart in the format"
         raise UnsupportedError(f"tensor {quote(str(name))}: {found}")
@@ -300,16 +348,7 @@ def _source(name: str, tensor: Tensor) -> TensorSource:
             raise UnsupportedError(f"tensor {quote(str(name))}: {found}")
         shape = (*shape[:-1], 2 * shape[-1])
     nbytes = tensor.numel() * tensor.element_size()
-    return TensorSource(name, row.name, shape, nbytes, _reader(tensor))
-
-
-def _reader(tensor: Tensor) -> Callable[[], Bytes]:
-    def read() -> Bytes:
-        data = tensor.detach().cpu().resolve_conj().resolve_neg()
-        if not data.numel():
-            return np.empty(0, np.uint8)
-        # A dimension of one element may have any stride and still be contiguous.
-        flat = data.as_strided((data.numel(),), (1,)).view(torch.uint8)
-        return flat.numpy()
-
-    return read
+    if isinstance(tensor, EndorTensor):
+        dense = tensor.decode
+        return TensorSource(name, row.name, shape, nbytes, lambda: to_bytes(dense()), tensor.to_encoded(name))
+    return TensorSource(name, row.name, shape, nbytes, lambda: to_bytes(tensor))

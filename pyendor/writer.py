@@ -34,6 +34,7 @@ class TensorSource:
         name, dtype, shape: as in a safetensors header.
         nbytes: its dense size.
         read: gives its data, ``uint8 [nbytes]``; called up to twice, with the same result.
+        encoded: the same tensor encoded, if it is at hand; it is checked, and need not be encoded again.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TensorSource:
     shape: tuple[int, ...]
     nbytes: int
     read: Callable[[], Bytes]
+    encoded: EncodedTensor | None = None
 
     def checked_read(self) -> Bytes:
         """The data, of the right length."""
@@ -49,6 +51,21 @@ class TensorSource:
             found = f"has {data.size} bytes of data, expected {self.nbytes}"
             raise UsageError(f"tensor {quote(self.name)} {found}")
         return data
+
+    def count(self, backend: str | None) -> int:
+        """How many elements are stored if it is encoded."""
+        if self.encoded is not None:
+            return self.encoded.nnz
+        return backends.get(backend).count(self.checked_read(), dtypes.BY_NAME[self.dtype].itemsize)
+
+    def encode(self, backend: str | None) -> EncodedTensor:
+        """The tensor encoded, under its name and with its digest."""
+        if self.encoded is None:
+            return EncodedTensor.encode(
+                self.name, self.dtype, self.shape, self.checked_read(), backend=backend
+            )
+        self.encoded.validate(backend=backend)
+        return self.encoded.renamed(self.name)
 
 
 def write(
@@ -87,9 +104,7 @@ def write(
     header = container.build(entries, members | {metadata.KEY: metadata.build(plan)}, ALIGNMENT)
     stream.write(header)
     for source in encoded:
-        tensor = EncodedTensor.encode(
-            source.name, source.dtype, source.shape, source.checked_read(), backend=backend
-        )
+        tensor = source.encode(backend)
         if tensor.nnz != plan[source.name].nnz:
             raise UsageError(f"tensor {quote(source.name)} changed while it was being written")
         plan[source.name] = tensor.meta
@@ -161,7 +176,6 @@ def _plan(
     taken = set(names)
     if len(taken) != len(names):
         raise UsageError("two tensors have the same name")
-    codec = backends.get(backend)
     plan = {}
     for source in sources:
         _report(progress, source.nbytes // 2)
@@ -171,7 +185,7 @@ def _plan(
         if f"{source.name}.{metadata.KEY}" in taken or metadata.belonging(names, source.name):
             continue  # another tensor would be taken for a part of this one, or share its parts (T-1)
         numel = container.numel(source.shape)
-        nnz = codec.count(source.checked_read(), dtype.itemsize)
+        nnz = source.count(backend)
         specs = layout.part_specs(source.dtype, numel, nnz)
         if worth_encoding(source.shape, source.nbytes, specs, min_saving):
             digest = f"{DIGEST}:{'0' * 16}"

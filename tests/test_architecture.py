@@ -23,7 +23,7 @@ ORDER: list[set[str]] = [
     {"atomic"},
     {"writer"},
     {"file"},
-    {"checkpoint", "opened"},
+    {"checkpoint", "opened", "torch_tensor"},
     {"convert"},
     {"prune", "report", "verify", "numpy", "torch"},
     {"display"},

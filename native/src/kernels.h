@@ -20,6 +20,9 @@
  * string functions, between stores that pass the caches, costs a quarter of the speed.) */
 typedef unsigned take_block(const uint8_t *bitmap, uint64_t bits[BLOCK_WORDS]);
 
+/* The number of 1 bits of so many words. */
+typedef unsigned ones_block(const uint64_t *bits, unsigned words);
+
 /* Expands `count` elements to `out`. Nothing is read at or after `end`, the end of the values buffer. `stream`: stores
  * may pass the caches, and `out` is aligned to ENDOR_STREAM_ALIGNMENT. */
 typedef void expand_block(
@@ -41,6 +44,7 @@ typedef int any_zero_block(const uint8_t *values, unsigned count);
 
 typedef struct kernels {
     take_block *take;
+    ones_block *ones;
     expand_block *expand[4]; /* by the logarithm of the size of an element */
     compress_block *compress[4];
     count_block *count[4];

@@ -45,6 +45,12 @@ TARGET static unsigned take(const uint8_t *bitmap, uint64_t bits[BLOCK_WORDS]) {
     return ones;
 }
 
+TARGET static unsigned ones(const uint64_t *bits, unsigned words) {
+    unsigned ones = 0;
+    for (unsigned i = 0; i < words; i++) ones += (unsigned)ONES(bits[i]);
+    return ones;
+}
+
 TARGET static void fence(void) {
     FENCE();
 }
@@ -52,5 +58,5 @@ TARGET static void fence(void) {
 #define ALL_SIZES(kernel) {kernel##_1, kernel##_2, kernel##_4, kernel##_8}
 
 const kernels KERNELS = {
-    take, ALL_SIZES(expand), ALL_SIZES(compress), ALL_SIZES(count), ALL_SIZES(any_zero), fence,
+    take, ones, ALL_SIZES(expand), ALL_SIZES(compress), ALL_SIZES(count), ALL_SIZES(any_zero), fence,
 };

@@ -277,8 +277,10 @@ static void test_slices(unsigned rounds) {
             if (spoiled && rows == 1) {
                 uint64_t other;
                 uint64_t first = start / ENDOR_BLOCK, stop = (start + count - 1) / ENDOR_BLOCK + 1;
-                CHECK(endor_validate(targets[i], &t.parts, s, numel, t.nnz, first, stop, &other) == status);
-                CHECK(other == offset);
+                endor_status whole =
+                    endor_validate(targets[i], &t.parts, s, numel, t.nnz, first, stop, &other);
+                /* A zero outside of the slice is of no concern to it, nor does it hide what comes behind. */
+                CHECK(status == whole ? other == offset || whole == ENDOR_B10 : whole == ENDOR_B10);
             }
         }
         CHECK(endor_slice(ENDOR_AUTO, &t.parts, s, numel, t.nnz, start, count, numel, rows + 1, out.at,

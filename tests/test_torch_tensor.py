@@ -1,0 +1,201 @@
+"""Tensors that stay encoded in PyTorch, and weights one by one."""
+
+from __future__ import annotations
+
+import copy
+import io
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import pyendor.torch as ours  # noqa: E402
+from pyendor import encoded, reference  # noqa: E402
+from pyendor.errors import FormatError, UnsupportedError  # noqa: E402
+from pyendor.torch_tensor import EndorTensor  # noqa: E402
+
+
+def weight(rows: int = 300, columns: int = 200, dtype: Any = torch.bfloat16) -> Any:
+    torch.manual_seed(0)
+    dense = torch.randn(rows, columns)
+    return torch.where(dense.abs() > 0.6745, dense, 0.0).to(dtype)
+
+
+def linear(dense: Any, **options: Any) -> Any:
+    layer = torch.nn.Linear(dense.shape[1], dense.shape[0], dtype=dense.dtype)
+    layer.weight = torch.nn.Parameter(EndorTensor.from_dense(dense), **options)
+    return layer
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.int64], ids=str)
+@pytest.mark.parametrize("shape", [(300, 200), (5,), (0, 3), ()], ids=str)
+def test_there_and_back(dtype: Any, shape: tuple[int, ...]) -> None:
+    dense = torch.randint(0, 3, shape).to(dtype)
+    tensor = EndorTensor.from_dense(dense)
+    assert (tensor.shape, tensor.dtype, tensor.nnz) == (dense.shape, dtype, int((dense.float() != 0).sum()))
+    assert torch.equal(tensor.decode().float(), dense.float())
+    out = torch.ones_like(dense)
+    assert tensor.decode(out=out) is out
+    assert torch.equal(out.float(), dense.float())
+    with pytest.raises(ValueError, match="contiguous"):
+        tensor.decode(out=torch.ones(shape, dtype=torch.float16))
+
+
+def test_a_layer_works_unchanged() -> None:
+    dense = weight()
+    layer, plain = linear(dense), torch.nn.Linear(200, 300, dtype=torch.bfloat16)
+    plain.load_state_dict({"weight": dense, "bias": layer.bias.detach()})
+    x = torch.randn(4, 200, dtype=torch.bfloat16)
+    assert isinstance(layer.weight, EndorTensor)
+    assert isinstance(layer.weight, torch.nn.Parameter)
+    assert torch.equal(layer(x), plain(x))
+    layer(x).float().sum().backward()
+    plain(x).float().sum().backward()
+    assert torch.equal(layer.weight.grad, plain.weight.grad)
+    assert layer.weight.encoded_nbytes < 0.6 * layer.weight.nbytes
+    assert layer.weight.sparsity == pytest.approx(0.5, abs=0.01)
+    assert "nnz" in repr(layer.weight)
+
+
+def test_it_survives_what_a_model_goes_through(tmp_path: Path) -> None:
+    dense = weight()
+    layer = linear(dense, requires_grad=False)
+    state = layer.state_dict()
+    assert isinstance(state["weight"], EndorTensor)
+    other = linear(weight().flip(0), requires_grad=False)
+    other.load_state_dict(state)
+    assert isinstance(other.weight, EndorTensor)
+    assert torch.equal(other.weight.decode(), dense)
+    other.load_state_dict({"weight": dense.flip(1), "bias": layer.bias})
+    assert torch.equal(other.weight.decode(), dense.flip(1))
+    plain = torch.nn.Linear(200, 300, dtype=torch.bfloat16)
+    plain.load_state_dict(state)
+    assert torch.equal(plain.weight, dense)
+    copied = copy.deepcopy(layer)
+    assert isinstance(copied.weight, EndorTensor)
+    assert copied.weight.part_values.data_ptr() != layer.weight.part_values.data_ptr()
+    assert torch.equal(copied.weight.decode(), dense)
+    for moved in (layer.to("cpu"), layer.cpu(), layer.to(torch.bfloat16)):
+        assert isinstance(moved.weight, EndorTensor)
+    converted = copy.deepcopy(layer).to(torch.float32)
+    assert isinstance(converted.weight, EndorTensor)
+    assert torch.equal(converted.weight.decode(), dense.float())
+    converted.weight.data = dense.double()
+    with pytest.raises(RuntimeError, match=r"\.data"):
+        converted.weight.decode()
+    torch.save(layer.state_dict(), tmp_path / "state.pt")
+    loaded = torch.load(tmp_path / "state.pt", weights_only=False)
+    assert torch.equal(loaded["weight"].decode(), dense)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled(backend: str) -> None:
+    torch._dynamo.reset()
+    layer = linear(weight(), requires_grad=False)
+    x = torch.randn(4, 200, dtype=torch.bfloat16)
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(x).float(), layer(x).float(), atol=0.1)
+
+
+def test_operators_decode() -> None:
+    dense = weight(dtype=torch.float32)
+    tensor = EndorTensor.from_dense(dense)
+    assert torch.equal(tensor + 1, dense + 1)
+    assert torch.equal(tensor[3:7, ::2], dense[3:7, ::2])
+    assert torch.equal(torch.cat([tensor, dense]), torch.cat([dense, dense]))
+    assert torch.equal(tensor.t(), dense.t())
+    assert tensor.sum().item() == dense.sum().item()
+
+
+def test_saving_makes_no_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = weight()
+    state = {"layer": EndorTensor.from_dense(dense), "bias": torch.ones(300)}
+    ours.save_file({"layer": dense, "bias": torch.ones(300)}, tmp_path / "dense")
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("encoded or decoded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoded.EncodedTensor, "decode_blocks", never)
+        patch.setattr(encoded.EncodedTensor, "encode", never)
+        ours.save_file(state, tmp_path / "encoded")
+    assert (tmp_path / "encoded").read_bytes() == (tmp_path / "dense").read_bytes()
+    with ours.safe_open(tmp_path / "encoded", "pt") as opened:
+        again = opened.get_encoded("layer")
+    assert isinstance(again, EndorTensor)
+    assert torch.equal(again.decode(), dense)
+    # What is not worth encoding is written dense.
+    full = torch.randn(300, 200)
+    assert ours.save({"x": EndorTensor.from_dense(full)}) == ours.save({"x": full})
+
+
+def test_bad_parts_are_found() -> None:
+    tensor = EndorTensor.from_dense(weight())
+    tensor.part_bitmap[5] ^= 1
+    with pytest.raises(FormatError, match="B-6"):
+        tensor + 1
+    with pytest.raises(FormatError, match="B-6"):
+        ours.save({"x": tensor})
+    with pytest.raises(UnsupportedError):
+        EndorTensor.from_dense(torch.ones(3, dtype=torch.complex128))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> dict[str, Any]:
+    tensors = {f"t{i}": weight(400, 500) + i for i in range(3)}
+    tensors |= {f"s{i}": weight(400, 500) for i in range(5)}
+    ours.save_file(tensors, tmp_path / "model.endor.safetensors")
+    return tensors
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3, 99])
+def test_weights_one_by_one(tmp_path: Path, checkpoint: dict[str, Any], prefetch: int) -> None:
+    with ours.safe_open(tmp_path / "model.endor.safetensors", "pt") as opened:
+        order = opened.offset_keys()
+    for path in (tmp_path, tmp_path / "model.endor.safetensors"):
+        seen = list(ours.iter_weights(path, prefetch=prefetch))
+        assert [name for name, _ in seen] == order
+        assert all(torch.equal(tensor, checkpoint[name]) for name, tensor in seen)
+    # A loop that ends early leaves nothing behind.
+    for _ in ours.iter_weights(tmp_path, prefetch=prefetch):
+        break
+
+
+def test_weights_one_by_one_hold_few(tmp_path: Path, checkpoint: dict[str, Any]) -> None:
+    tracemalloc.start()
+    try:
+        for _, _ in ours.iter_weights(tmp_path):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    one = 400 * 500 * 2
+    assert peak < 5 * one < len(checkpoint) * one
+
+
+def test_weights_one_by_one_name_the_fault(tmp_path: Path, checkpoint: dict[str, Any]) -> None:
+    path = tmp_path / "model.endor.safetensors"
+    with ours.safe_open(path, "pt") as opened:
+        order = opened.offset_keys()
+        start = opened._file.layout.tensors[order[2]].parts["bitmap"].start
+    data = bytearray(path.read_bytes())
+    data[start] ^= 1
+    path.write_bytes(data)
+    weights = ours.iter_weights(path)
+    assert [next(weights)[0] for _ in range(2)] == order[:2]
+    with pytest.raises(FormatError) as caught:
+        next(weights)
+    assert caught.value.tensor == order[2]
+
+
+def test_reference_codec_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYENDOR_BACKEND", "reference")
+    assert reference is not None
+    dense = weight()
+    assert torch.equal(EndorTensor.from_dense(dense).decode(), dense)
+    buffer = io.BytesIO(ours.save({"x": dense}))
+    assert torch.equal(ours.load(buffer.getvalue())["x"], dense)
