@@ -2,11 +2,17 @@
 
 Importing the package is light. The front doors are modules of their own:
 
-* :mod:`pyendor.numpy` mirrors ``safetensors.numpy``;
+* :mod:`pyendor.numpy` mirrors ``safetensors.numpy``, :mod:`pyendor.torch` mirrors ``safetensors.torch``, and
+  :func:`safe_open` opens a file for either;
 * the ``endor`` command compresses, inspects, verifies and restores checkpoints.
 
 The format is specified in ``spec/endor-1.md``; rule IDs in errors (``B-6``) refer to it.
 """
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
 
 from pyendor.errors import (
     BackendUnavailableError,
@@ -14,7 +20,11 @@ from pyendor.errors import (
     FormatError,
     UnsupportedError,
     UsageError,
+    quote,
 )
+
+if TYPE_CHECKING:
+    from pyendor.opened import Opened
 
 __version__ = "0.1.0"
 
@@ -25,4 +35,40 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "__version__",
+    "safe_open",
 ]
+
+
+def safe_open(
+    filename: str | os.PathLike[str],
+    framework: str,
+    device: Any = "cpu",
+    *,
+    backend: str = "mmap",
+    verify: bool = False,
+) -> Opened:
+    """Opens an Endor or plain safetensors file, as ``safetensors.safe_open`` does.
+
+    Args:
+        filename: the file.
+        framework: ``"pt"``, ``"torch"`` or ``"pytorch"``; ``"np"`` or ``"numpy"``.
+        device: where tensors go, of PyTorch.
+        backend: of the safetensors package; there is no difference here.
+        verify: check each tensor's digest when it is read whole.
+
+    Returns:
+        A :class:`pyendor.torch.safe_open` or a :class:`pyendor.numpy.safe_open`.
+
+    Raises:
+        FormatError: the header of the file breaks a rule.
+        UsageError: the framework or the device is unknown.
+    """
+    if framework in {"pt", "torch", "pytorch"}:
+        import pyendor.torch
+
+        return pyendor.torch.safe_open(filename, framework, device, backend=backend, verify=verify)
+    if framework in {"np", "numpy"}:
+        import pyendor.numpy
+
+        return pyendor.numpy.safe_open(filename, framework, device, backend=backend, verify=verify)
+    raise UsageError(f"framework {quote(str(framework))}: there are 'pt' and 'np'")

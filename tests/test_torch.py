@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import random
+import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ torch = pytest.importorskip("torch")
 import safetensors  # noqa: E402
 import safetensors.torch as theirs  # noqa: E402
 
+import pyendor  # noqa: E402
 import pyendor.torch as ours  # noqa: E402
 from pyendor import dtypes, layout  # noqa: E402
 from pyendor.encoded import EncodedTensor  # noqa: E402
@@ -298,6 +301,61 @@ def test_views_that_can_be_saved(tmp_path: Path) -> None:
     for name, tensor in views.items():
         ours.save_file({name: tensor}, tmp_path / "x")
         assert same(ours.load_file(tmp_path / "x")[name], tensor.detach().resolve_conj().clone())
+
+
+def examples() -> list[str]:
+    """The examples in the documentation of the safetensors package, which is installed."""
+    functions = [theirs.save, theirs.save_file, theirs.load, theirs.load_file]
+    texts = [inspect.getdoc(one) or "" for one in (*functions, *vars(safetensors.safe_open).values())]
+    blocks = re.findall(r"```python\n(.*?)```", "\n".join(texts), re.DOTALL)
+    return [textwrap.dedent(block) for block in blocks]
+
+
+@pytest.mark.parametrize("number", range(len(examples())))
+def test_examples_of_others_run_with_the_import_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_folder").mkdir()
+    tensors = {"embedding": sparse(torch.float32, (512, 1024)), "attention": torch.zeros(256, 256)}
+    for name in ("model.safetensors", "my_folder/bert.safetensors"):
+        ours.save_file(tensors, tmp_path / name)
+    code = examples()[number]
+    assert "safetensors" in code
+    changed = re.sub(r"from safetensors(\.torch)? import", r"from pyendor\1 import", code)
+    # No GPU here, and no stepping in what is printed.
+    exec(changed.replace("device=0", "device='cpu'").replace('device="mps"', 'device="cpu"'), {})
+
+
+def test_examples_were_found() -> None:
+    assert len(examples()) >= 5
+
+
+def test_transformers_with_the_import_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own loading and saving of checkpoints, with our functions in the place of those that it imports."""
+    transformers = pytest.importorskip("transformers")
+    from transformers import modeling_utils
+
+    config = transformers.OPTConfig(
+        hidden_size=64, num_hidden_layers=2, ffn_dim=128, num_attention_heads=4, vocab_size=300,
+        word_embed_proj_dim=64, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.OPTForCausalLM(config)
+    with torch.no_grad():
+        for layer in model.model.decoder.layers:
+            layer.fc1.weight[layer.fc1.weight.abs() < 0.0135] = 0
+    swapped = []
+    for name, mine in (("safe_save_file", ours.save_file), ("safe_open", pyendor.safe_open)):
+        if hasattr(modeling_utils, name):
+            monkeypatch.setattr(modeling_utils, name, mine)
+            swapped.append(name)
+    assert swapped == ["safe_save_file", "safe_open"]
+    model.save_pretrained(tmp_path)
+    with ours.safe_open(tmp_path / "model.safetensors") as opened:
+        assert opened.get_encoded("model.decoder.layers.0.fc1.weight").nnz
+    loaded = transformers.OPTForCausalLM.from_pretrained(tmp_path)
+    assert all(same(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_metadata(tmp_path: Path) -> None:
