@@ -42,6 +42,7 @@ bench: $(VENV)/bench.stamp
 	rm -f $(BUILD)/bench.json
 	$(BIN)/python benchmarks/codec.py -o $(BUILD)/bench.json
 	$(BIN)/python benchmarks/loading.py --append $(BUILD)/bench.json
+	$(BIN)/python benchmarks/tensors.py --append $(BUILD)/bench.json
 	$(BIN)/python benchmarks/peers.py --append $(BUILD)/bench.json
 
 native:

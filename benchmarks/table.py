@@ -173,6 +173,31 @@ def peers_table(results: Results) -> str:
     return text + rows(["", "bits per weight", "GB/s", "of memcpy"], lines)
 
 
+def slices_table(results: Results) -> str:
+    lines = []
+    for what in results.values("slices", "what"):
+        which = what.split(", ")[0]
+        line = [what]
+        for threads in (1, 2):
+            seconds = results.seconds("slices", what=what, threads=threads)
+            other = results.seconds("slices", what=f"{which}, safetensors + clone", threads=threads)
+            assert seconds
+            assert other
+            line.append(f"{1e3 * seconds:.2f} ms ({other / seconds:.2f})")
+        lines.append(line)
+    text = "An eighth of a 4096 x 11008 BF16 matrix, half of it zero, from an open file:\n\n"
+    return text + rows(["", "1 thread", "2 threads"], lines)
+
+
+def layer_table(results: Results) -> str:
+    lines = []
+    for what in results.values("layer", "what"):
+        seconds = [results.seconds("layer", what=what, threads=threads) or 0.0 for threads in (1, 2)]
+        lines.append([what, *(f"{1e3 * one:.2f} ms" for one in seconds)])
+    text = "`nn.Linear` with such a weight, which stays encoded, batch 1, and its two parts alone:\n\n"
+    return text + rows(["", "1 thread", "2 threads"], lines)
+
+
 def table(results: Results) -> str:
     """All tables of one machine."""
     about = results.machine
@@ -184,6 +209,8 @@ def table(results: Results) -> str:
         "densities": densities_table,
         "sizes": sizes_table,
         "loading": loading_table,
+        "slices": slices_table,
+        "layer": layer_table,
         "peers": peers_table,
     }
     there = {facts["section"] for facts, _ in results.rows}

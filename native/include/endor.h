@@ -101,8 +101,8 @@ ENDOR_API endor_status endor_validate(
 
 /* Decodes a slice: `rows` runs of `count` elements, of which run r begins at element start + r * stride, one run behind the
  * other to `out`. For columns 10 .. 19 of a 100 x 50 matrix: start 10, count 10, stride 50, rows 100. Of the blocks that
- * the slice touches the index and the bitmap are read and checked, and the values of the words that it touches (B-11): they
- * are copied first, so that what is decoded is what was checked also in a memory map that somebody writes to. */
+ * the slice touches the index and the bitmap are read and checked, and the values of the words that it touches (B-11). What
+ * is handed out is what was checked also in a memory map that somebody writes to. */
 ENDOR_API endor_status endor_slice(
     endor_target target, const endor_parts *parts, size_t itemsize, uint64_t numel, uint64_t nnz,
     uint64_t start, uint64_t count, uint64_t stride, uint64_t rows, void *out, size_t out_size, uint64_t *offset);

@@ -219,35 +219,31 @@ typedef struct words {
 static const words all_words = {0, BLOCK_WORDS};
 
 /* Checks a block (B-5, B-6, and B-10 for the words that are wanted) whose values begin at *rank, which goes on to where
- * they end. Expands those words to their places in `out`, unless that is NULL. If there is a `copy`, of a block of elements,
- * what is decoded is a copy of the values, so that it is what was checked even if somebody writes to them; each index entry
- * and word of the bitmap is read once in any case. */
+ * they end. Expands those words to their places in `out`, unless that is NULL. Each index entry and each word of the bitmap
+ * is read once. If the values are not `stable`, since somebody may write to them, what is looked at for zeros is `out`. */
 static endor_status decode_block(
-    const tensor *t, uint64_t block, int64_t *rank, words wanted, uint8_t *out, int stream, uint8_t *copy,
+    const tensor *t, uint64_t block, int64_t *rank, words wanted, uint8_t *out, int stream, int stable,
     uint64_t *offset) {
+    const kernels *kernels = t->kernels;
     int64_t low = *rank, high = entry_at(t->parts->index, block + 1);
     if (high < low || high > (int64_t)t->nnz) return fault(ENDOR_B5, 8 * (block + 1), offset);
     unsigned count = elements_of(t, block);
     uint64_t bits[BLOCK_WORDS];
     const uint8_t *bitmap = (const uint8_t *)t->parts->bitmap + block * (ENDOR_BLOCK / 8);
-    unsigned ones = take_bits(t->kernels, bitmap, count, bits);
+    unsigned ones = take_bits(kernels, bitmap, count, bits);
     if (high - low != (int64_t)ones) return fault(ENDOR_B6, 8 * (block + 1), offset);
-    const uint8_t *all = t->parts->values, *end = all + t->parts->values_size;
-    if (wanted.from > 0) low += t->kernels->ones(bits, wanted.from);
-    if (wanted.to < BLOCK_WORDS) ones = t->kernels->ones(bits, wanted.to);
-    unsigned stored = (unsigned)(*rank + ones - low);
-    const uint8_t *values = all + ((uint64_t)low << t->shift);
-    if (copy != NULL) {
-        values = memcpy(copy, values, (size_t)stored << t->shift);
-        end = copy + ((size_t)ENDOR_BLOCK << t->shift);
-    }
-    if (out != NULL) {
-        unsigned first = wanted.from * 64, stop = wanted.to * 64 < count ? wanted.to * 64 : count;
-        t->kernels->expand[t->shift](
-            bits + wanted.from, stop - first, values, end, out + ((size_t)first << t->shift), stream);
-    }
-    if (t->kernels->any_zero[t->shift](values, stored))
-        return fault(ENDOR_B10, first_zero(all, (uint64_t)low, (uint64_t)low + stored, t->shift), offset);
+    unsigned first = wanted.from * 64, stop = wanted.to * 64 < count ? wanted.to * 64 : count;
+    if (wanted.from > 0) low += kernels->ones(bits, wanted.from);
+    unsigned stored = wanted.to == BLOCK_WORDS ? (unsigned)(high - low)
+                                               : kernels->ones(bits + wanted.from, wanted.to - wanted.from);
+    const uint8_t *all = t->parts->values, *values = all + ((uint64_t)low << t->shift);
+    uint8_t *to = out == NULL ? NULL : out + ((size_t)first << t->shift);
+    if (to != NULL)
+        kernels->expand[t->shift](
+            bits + wanted.from, stop - first, values, all + t->parts->values_size, to, stream);
+    int zero = to != NULL && !stable ? kernels->count[t->shift](to, stop - first) != stored
+                                     : kernels->any_zero[t->shift](values, stored);
+    if (zero) return fault(ENDOR_B10, first_zero(all, (uint64_t)low, (uint64_t)low + stored, t->shift), offset);
     *rank = high;
     return ENDOR_OK;
 }
@@ -259,7 +255,7 @@ static endor_status walk(
     endor_status status = check_ends(t, stop == t->blocks, offset);
     if (status == ENDOR_OK) status = rank_of(t, first, &rank, offset);
     for (uint64_t b = first; b < stop && status == ENDOR_OK; b++) {
-        status = decode_block(t, b, &rank, all_words, out, stream, NULL, offset);
+        status = decode_block(t, b, &rank, all_words, out, stream, 1, offset);
         if (out != NULL) out += (size_t)ENDOR_BLOCK << t->shift;
     }
     if (status == ENDOR_OK && stop == t->blocks) status = check_values_padding(t, offset);
@@ -297,18 +293,6 @@ endor_status endor_validate(
     return walk(&t, first, stop, NULL, 0, offset);
 }
 
-/* Asks for what a part of a block will be decoded from, so that it is there in time: rows far apart are nothing that a
- * processor would foresee. Where its values are is guessed, and what the index says is not believed any further. */
-static void foresee(const tensor *t, uint64_t block, uint64_t from, uint64_t count) {
-    int64_t low = entry_at(t->parts->index, block), high = entry_at(t->parts->index, block + 1);
-    const uint8_t *bitmap = (const uint8_t *)t->parts->bitmap + block * (ENDOR_BLOCK / 8);
-    if (low < 0 || high < low || high - low > (int64_t)ENDOR_BLOCK || high > (int64_t)t->nnz) return;
-    for (unsigned at = 0; at < elements_of(t, block) / 8; at += LINE) __builtin_prefetch(bitmap + at);
-    uint64_t ones = (uint64_t)(high - low), rank = (uint64_t)low + ones * from / ENDOR_BLOCK;
-    const uint8_t *values = (const uint8_t *)t->parts->values + (rank << t->shift);
-    for (uint64_t at = 0; at <= (ones * count / ENDOR_BLOCK << t->shift); at += LINE) __builtin_prefetch(values + at);
-}
-
 endor_status endor_slice(
     endor_target target, const endor_parts *parts, size_t itemsize, uint64_t numel, uint64_t nnz,
     uint64_t start, uint64_t count, uint64_t stride, uint64_t rows, void *out, size_t out_size, uint64_t *offset) {
@@ -326,16 +310,12 @@ endor_status endor_slice(
     uint64_t last = (start + stride * (rows - 1) + count - 1) / ENDOR_BLOCK, have = UINT64_MAX;
     words there = {0, 0};
     endor_status status = check_ends(&t, last == t.blocks - 1, offset);
-    /* A block that only some elements are taken of, kept for the next row; and copies of values. Of a block that rows come
-     * to again, all words are expanded. */
+    /* A block that only some elements are taken of is kept for the next row. Of a block that rows come to again, all words
+     * are expanded. */
     int rare = rows == 1 || stride >= ENDOR_BLOCK;
-    uint8_t some[ENDOR_BLOCK * 8], copy[ENDOR_BLOCK * 8], *to = out;
+    uint8_t some[ENDOR_BLOCK * 8], *to = out;
     for (uint64_t row = 0; row < rows && status == ENDOR_OK; row++, start += stride) {
         int64_t rank;
-        for (uint64_t i = start + stride, size; rare && row + 1 < rows && i < start + stride + count; i += size) {
-            size = smaller(ENDOR_BLOCK - i % ENDOR_BLOCK, start + stride + count - i);
-            foresee(&t, i / ENDOR_BLOCK, i % ENDOR_BLOCK, size);
-        }
         for (uint64_t i = start; i < start + count && status == ENDOR_OK;) {
             uint64_t block = i / ENDOR_BLOCK, from = i % ENDOR_BLOCK, elements = elements_of(&t, block);
             size_t size = (size_t)smaller(elements - from, start + count - i) << shift;
@@ -349,7 +329,7 @@ endor_status endor_slice(
                 }
                 if (status == ENDOR_OK)
                     status = decode_block(
-                        &t, block, &rank, whole ? all_words : there, whole ? to : some, 0, copy, offset);
+                        &t, block, &rank, whole ? all_words : there, whole ? to : some, 0, 0, offset);
             } else {
                 status = rank_of(&t, block + 1, &rank, offset);
             }
