@@ -153,6 +153,8 @@ class EncodedTensor:
             raise ValueError(f"{rows} runs of {count} elements from {start} on, {stride} apart")
         size = rows * count * self._itemsize
         out = layout.allocate(size) if out is None else out[:size]
+        if size == 0:
+            return out
         with self._located():
             backends.get(backend).cut(*self._tensor(), out, start, count, stride, rows)
         return out

@@ -291,6 +291,8 @@ def ends_well(data: bytes, right: dict[str, bytes]) -> None:
     except EndorError as error:
         assert str(error)
         return
+    if data.count(b'"digest\\":') < len(right):
+        return  # the name of a digest was hit: an unknown member, and nothing that would tell of a second hit
     for name in found.keys() & {"w", "v"}:  # a plain tensor has no digest
         assert found[name] == right[name]
 

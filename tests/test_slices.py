@@ -1,0 +1,136 @@
+"""Slices through the NumPy front door, and the runs of elements that they come down to."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import sparse_bytes
+
+import pyendor
+from pyendor import backends, file
+from pyendor.encoded import EncodedTensor
+from pyendor.errors import FormatError, UsageError
+from pyendor.numpy import safe_open, save_file
+
+SHAPES = {"a": (9, 70, 40), "b": (4100, 3), "c": (5000,), "d": (), "e": (0, 5), "f": (2, 3, 2, 5, 70)}
+
+
+@pytest.fixture
+def arrays(tmp_path: Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    arrays = {
+        name: sparse_bytes(rng, int(np.prod(shape)), 4).view("<u4").reshape(shape)
+        for name, shape in SHAPES.items()
+    }
+    save_file(arrays, tmp_path / "encoded", min_saving=None)
+    save_file(arrays, tmp_path / "plain", min_saving=1.0)
+    return arrays
+
+
+def an_index(chance: random.Random, shape: tuple[int, ...]) -> tuple[object, ...]:
+    """Anything basic that fits the shape."""
+    index: list[object] = []
+    for size in shape[: chance.randint(0, len(shape))]:
+        if size and chance.random() < 0.3:
+            index.append(chance.randrange(-size, size))
+        else:
+            low, high = (chance.choice([None, chance.randint(-size - 2, size + 2)]) for _ in range(2))
+            index.append(slice(low, high, chance.choice([None, 1, 2, 7, -1, -3])))
+    for extra, share in ((None, 0.2), (..., 0.3)):
+        if chance.random() < share:
+            index.insert(chance.randint(0, len(index)), extra)
+    return tuple(index)
+
+
+@pytest.mark.parametrize("backend", list(backends.TABLE))
+@pytest.mark.parametrize("where", ["encoded", "plain"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_basic_index(
+    tmp_path: Path,
+    arrays: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    where: str,
+    name: str,
+) -> None:
+    monkeypatch.setenv(backends.ENVIRONMENT, backend)
+    chance = random.Random(0)
+    with safe_open(tmp_path / where) as opened:
+        part = opened.get_slice(name)
+        assert part.get_shape() == list(SHAPES[name])
+        assert part.get_dtype() == "U32"
+        for _ in range(150):
+            index = an_index(chance, SHAPES[name])
+            try:
+                expected = arrays[name][index]
+            except IndexError:
+                with pytest.raises(IndexError):
+                    part[index]
+                continue
+            got = part[index]
+            assert got.shape == expected.shape, index
+            assert np.array_equal(got, expected), index
+
+
+def test_other_indices(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with pyendor.safe_open(tmp_path / "encoded", "np") as opened:
+        part = opened.get_slice("a")
+        for index in ([0, 3], np.array([1, 2]), arrays["a"] > 7, True, ([0, 1], [2, 3])):
+            assert np.array_equal(part[index], arrays["a"][index])
+        for wrong in (9, (0, 70), (0, 0, 0, 0), "x", 1.5):
+            with pytest.raises(IndexError):
+                part[wrong]
+    with pytest.raises(UsageError, match="framework"):
+        pyendor.safe_open(tmp_path / "encoded", "tf")
+
+
+def test_only_what_is_handed_out_is_checked(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """B-11: faults of other blocks are none of a slice, those of its own are."""
+    path = tmp_path / "encoded"
+    with file.open_file(path) as opened:
+        start = opened.layout.tensors["a"].parts["bitmap"].start
+    data = bytearray(path.read_bytes())
+    data[start + 512 * 3 + 5] ^= 4  # in block 3
+    path.write_bytes(data)
+    with safe_open(path) as opened:
+        part = opened.get_slice("a")
+        assert np.array_equal(part[:4], arrays["a"][:4])
+        for index in (..., 5, (slice(None), 0)):
+            with pytest.raises(FormatError) as caught:
+                part[index]
+            assert caught.value.rule == "B-6"
+            assert caught.value.path == str(path)
+
+
+def test_runs_that_make_no_sense() -> None:
+    tensor = EncodedTensor.encode("x", "U8", (10, 10), np.arange(100, dtype=np.uint8))
+    for runs in ((-1, 5), (0, 101), (95, 6), (0, 5, 10, 11), (0, -1), (0, 5, 10, -1)):
+        with pytest.raises(ValueError, match="runs"):
+            tensor.cut(*runs)
+    assert tensor.cut(3, 2, 10, 10).tolist() == [10 * row + column for row in range(10) for column in (3, 4)]
+    assert tensor.cut(100, 0).size == tensor.cut(0, 5, 10, 0).size == 0
+
+
+@pytest.mark.parametrize("threads", ["1", "2", "5"])
+def test_threads_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, threads: str
+) -> None:
+    monkeypatch.setenv("PYENDOR_THREADS", threads)
+    rows, width = 700, 4500
+    dense = sparse_bytes(rng, rows * width, 2)
+    tensor = EncodedTensor.encode("x", "U16", (rows, width), dense)
+    matrix = dense.view("<u2").reshape(rows, width)
+    assert tensor.cut(77, 3000, width, rows).tobytes() == matrix[:, 77:3077].tobytes()
+    assert (
+        tensor.cut(5 * width + 3, 600 * width).tobytes()
+        == dense[2 * (5 * width + 3) :][: 1200 * width].tobytes()
+    )
+    # Faults in several pieces: the one that comes first is named.
+    index = tensor.parts["index"].view("<i8")
+    for block in (700, 300):
+        index[block] += 1
+    with pytest.raises(FormatError) as caught:
+        tensor.cut(77, 3000, width, rows)
+    assert caught.value.offset is None or caught.value.offset <= 8 * 300
