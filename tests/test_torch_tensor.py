@@ -101,6 +101,22 @@ def test_compiled(backend: str) -> None:
         assert torch.allclose(compiled(x).float(), layer(x).float(), atol=0.1)
 
 
+def test_a_layer_takes_one_dense_weight_more() -> None:
+    """What decoding takes comes from NumPy, where it is counted; the result is a vector."""
+    layer = linear(weight(1500, 1000), requires_grad=False)
+    x = torch.randn(1, 1000, dtype=torch.bfloat16)
+    layer(x)
+    tracemalloc.start()
+    try:
+        layer(x)
+        left, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    dense = 1500 * 1000 * 2
+    assert dense <= peak < 1.02 * dense
+    assert left < 0.01 * dense
+
+
 def test_operators_decode() -> None:
     dense = weight(dtype=torch.float32)
     tensor = EndorTensor.from_dense(dense)
