@@ -2,31 +2,10 @@
 #ifndef ENDOR_FUZZ_COMMON_H
 #define ENDOR_FUZZ_COMMON_H
 
-#define _GNU_SOURCE
-#include <endor.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#define LENGTH(array) (sizeof(array) / sizeof(array)[0])
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                        \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
-
-static const endor_target targets[] = {ENDOR_SCALAR, ENDOR_AVX2, ENDOR_AVX512, ENDOR_NEON};
+#include "../tests/check.h"
 
 /* The most elements of a tensor: three blocks and a bit. */
 #define MOST (3 * ENDOR_BLOCK + 100)
-
-static size_t roundup(size_t count, size_t multiple) {
-    return (count + multiple - 1) / multiple * multiple;
-}
 
 /* An input. Behind its end it goes on with zeros. */
 typedef struct input {
@@ -63,15 +42,6 @@ static uint8_t *place(room *room, size_t size, int at_the_end) {
     }
     CHECK(size <= length);
     return at_the_end ? room->behind - size : room->first;
-}
-
-/* The sizes of the parts, given how many elements there are and how many of them are stored. */
-static endor_parts parts_of(size_t itemsize, size_t numel, uint64_t nnz) {
-    return (endor_parts){
-        .values_size = roundup((size_t)nnz * itemsize, 64),
-        .bitmap_size = roundup(numel / 8 + (numel % 8 != 0), 64),
-        .index_size = 8 * roundup((size_t)endor_blocks(numel) + 1, 8),
-    };
 }
 
 #endif

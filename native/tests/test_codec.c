@@ -3,22 +3,7 @@
  * `test_codec [rounds]`: prints what it has done and exits with 0, or says what differs and aborts. The scalar target
  * itself is held against the Python reference by the tests of the package.
  */
-#define _GNU_SOURCE
-#include <endor.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#define LENGTH(array) (sizeof(array) / sizeof(array)[0])
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                        \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
+#include "check.h"
 
 static uint64_t state = 88172645463325252u;
 
@@ -51,10 +36,6 @@ static void release(guarded g) {
     munmap(g.pages, g.length);
 }
 
-static size_t roundup(size_t count, size_t multiple) {
-    return (count + multiple - 1) / multiple * multiple;
-}
-
 typedef struct tensor {
     size_t itemsize, numel;
     uint64_t nnz;
@@ -71,9 +52,7 @@ static tensor make(size_t itemsize, size_t numel, unsigned density, int at_the_e
         memcpy(t.dense.at + i * itemsize, &word, itemsize);
     }
     CHECK(endor_count(ENDOR_SCALAR, t.dense.at, size, itemsize, &t.nnz) == ENDOR_OK);
-    t.parts.values_size = roundup((size_t)t.nnz * itemsize, 64);
-    t.parts.bitmap_size = roundup(numel / 8 + (numel % 8 != 0), 64);
-    t.parts.index_size = 8 * roundup((size_t)endor_blocks(numel) + 1, 8);
+    t.parts = parts_of(itemsize, numel, t.nnz);
     t.values = guard(t.parts.values_size, at_the_end);
     t.bitmap = guard(t.parts.bitmap_size, at_the_end);
     t.index = guard(t.parts.index_size, at_the_end);
@@ -126,7 +105,6 @@ static endor_status decode(
         t.out.at + (first < stop ? first * ENDOR_BLOCK * t.itemsize : 0), size, flags, offset);
 }
 
-static const endor_target targets[] = {ENDOR_SCALAR, ENDOR_AVX2, ENDOR_AVX512, ENDOR_NEON};
 static const size_t lengths[] = {0,   1,   7,    8,    9,    15,   16,   17,   63,   64,    65,   127,
                                  129, 511, 513,  1000, 4095, 4096, 4097, 4160, 8191, 8192, 8193, 12345};
 static const unsigned densities[] = {0, 3, 50, 97, 100};
