@@ -47,10 +47,14 @@ static void change(input *in, uint8_t *part, size_t size) {
     if (size == 0) return;
     size_t at = (size_t)(take(in, 2) % size);
     uint64_t how = take(in, 1);
+    /* Every other time near the end, where the padding is. */
+    if (how >> 7) at = size - 1 - at % 64;
     if (how % 4 == 0)
         memset(part + at, 0, size - at < 8 ? size - at : 8);
+    else if (how % 4 == 1)
+        part[at] ^= (uint8_t)take(in, 1);
     else
-        part[at] ^= (uint8_t)(how | 1);
+        part[at] ^= (uint8_t)(1u << how / 4 % 8);
 }
 
 typedef struct outcome {
