@@ -107,15 +107,22 @@ def bench(loops: int, peer: str) -> float:
 
 def main() -> None:
     """Runs all that are installed."""
-    runner = data.runner()
-    runner.parse_args()
+    runner = data.runner("stored")
+    runner.argparser.add_argument("--stored", type=int, default=0, help="set by the program itself")
+    args = runner.parse_args()
     os.environ[parallel.THREADS] = "1"
     for peer, (package, make) in PEERS.items():
         if package is not None and importlib.util.find_spec(package) is None:
             continue
-        facts = {"section": "peers", "what": peer, "threads": 1, "nbytes": _dense().size}
-        if not runner.args.worker:
-            facts["stored"] = make()[1]
+        if not args.worker:
+            args.stored = make()[1]  # handed on to the processes that measure
+        facts = {
+            "section": "peers",
+            "what": peer,
+            "threads": 1,
+            "nbytes": _dense().size,
+            "stored": args.stored,
+        }
         runner.bench_time_func(f"peers | {peer}", bench, peer, metadata=facts)
 
 
