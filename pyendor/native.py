@@ -111,11 +111,7 @@ def decode(
         PartError: a rule is broken. What is in ``out`` then means nothing.
     """
     stop = blocks(numel) if stop is None else stop
-    # A structure does not keep what its pointers point to; this frame does.
-    held = (_buffer(values), _buffer(bitmap), _buffer(index))
-    parts = _native.ffi.new(
-        "endor_parts *", (held[0], values.size, held[1], bitmap.size, held[2], index.size)
-    )
+    parts, _held = _parts(values, bitmap, index)
     tensor = (_target(), parts, itemsize, numel, nnz)
     flags = _native.lib.ENDOR_STREAM if warm and out is not None and out.size >= _STREAM else 0
 
@@ -154,10 +150,7 @@ def cut(
     Raises:
         PartError: a rule is broken. What is in ``out`` then means nothing.
     """
-    held = (_buffer(values), _buffer(bitmap), _buffer(index))
-    parts = _native.ffi.new(
-        "endor_parts *", (held[0], values.size, held[1], bitmap.size, held[2], index.size)
-    )
+    parts, _held = _parts(values, bitmap, index)
     target = _target()
     row = count * itemsize
     # Several threads take whole rows, or, of a slice of one row, whole blocks.
@@ -213,6 +206,13 @@ def _raise(status: int, at: int) -> None:
         if status == getattr(_native.lib, f"ENDOR_{rule.replace('-', '')}"):
             raise PartError(rule, found, part, at)
     _check(status)
+
+
+def _parts(values: Bytes, bitmap: Bytes, index: Bytes) -> tuple[Any, Any]:
+    """The structure of endor.h; and what its pointers point to, which the caller has to keep."""
+    held = (_buffer(values), _buffer(bitmap), _buffer(index))
+    members = (held[0], values.size, held[1], bitmap.size, held[2], index.size)
+    return _native.ffi.new("endor_parts *", members), held
 
 
 def _buffer(array: Bytes) -> Any:

@@ -88,8 +88,7 @@ def load_file(
 def load(data: bytes) -> dict[str, Tensor]:
     """Loads all tensors from the bytes of a file, as :func:`load_file` does."""
     with file.open_bytes(bytes(data)) as opened:
-        # The bytes are not ours to write to; tensors are.
-        return {name: tensor.clone() for name, tensor in _tensors(opened).items()}
+        return _tensors(opened)
 
 
 def save_model(

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import pyendor.torch as ours  # noqa: E402
-from pyendor import encoded, reference  # noqa: E402
+from pyendor import backends, encoded, reference  # noqa: E402
 from pyendor.errors import FormatError, UnsupportedError  # noqa: E402
 from pyendor.torch_tensor import EndorTensor  # noqa: E402
 
@@ -210,7 +210,7 @@ def test_weights_one_by_one_name_the_fault(tmp_path: Path, checkpoint: dict[str,
 
 def test_reference_codec_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYENDOR_BACKEND", "reference")
-    assert reference is not None
+    assert backends.get() is reference
     dense = weight()
     assert torch.equal(EndorTensor.from_dense(dense).decode(), dense)
     buffer = io.BytesIO(ours.save({"x": dense}))
