@@ -8,11 +8,15 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Protocol
 
 from pyendor import native, reference
+from pyendor.choice import Survey
+from pyendor.dtypes import DType
 from pyendor.errors import BackendUnavailableError, quote
 from pyendor.layout import Bytes
+from pyendor.metadata import TensorMeta
 
 ENVIRONMENT = "PYENDOR_BACKEND"
 
@@ -23,19 +27,16 @@ class Codec(Protocol):
     def count(self, dense: Bytes, itemsize: int) -> int:
         """nnz of dense data."""
 
-    def encode(
-        self, dense: Bytes, itemsize: int, nnz: int, values: Bytes, bitmap: Bytes, index: Bytes
-    ) -> None:
+    def survey(self, dense: Bytes, dtype: DType) -> Survey:
+        """What decides how dense data is best encoded."""
+
+    def encode(self, dense: Bytes, meta: TensorMeta, parts: Mapping[str, Bytes]) -> None:
         """Dense data into parts."""
 
     def decode(
         self,
-        values: Bytes,
-        bitmap: Bytes,
-        index: Bytes,
-        itemsize: int,
-        numel: int,
-        nnz: int,
+        meta: TensorMeta,
+        parts: Mapping[str, Bytes],
         out: Bytes | None,
         first: int = 0,
         stop: int | None = None,
@@ -45,12 +46,8 @@ class Codec(Protocol):
 
     def cut(
         self,
-        values: Bytes,
-        bitmap: Bytes,
-        index: Bytes,
-        itemsize: int,
-        numel: int,
-        nnz: int,
+        meta: TensorMeta,
+        parts: Mapping[str, Bytes],
         out: Bytes,
         start: int,
         count: int,

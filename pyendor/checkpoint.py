@@ -17,7 +17,6 @@ from typing import Any
 from pyendor import file, jsontext, metadata
 from pyendor.errors import FormatError, UnsupportedError, UsageError, quote
 from pyendor.file import File
-from pyendor.metadata import LOWEST_VERSION
 
 METHOD = "endor"
 CONFIG = "config.json"
@@ -201,9 +200,12 @@ def quantization(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def endor_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A dense config with our ``quantization_config``, one that was there kept inside (K-7)."""
-    ours: dict[str, Any] = {"quant_method": METHOD, "version": LOWEST_VERSION}
+def endor_config(config: Mapping[str, Any], version: str) -> dict[str, Any]:
+    """A dense config with our ``quantization_config``, one that was there kept inside (K-7).
+
+    ``version`` is the highest format version of the weights.
+    """
+    ours: dict[str, Any] = {"quant_method": METHOD, "version": version}
     inner = config.get("quantization_config")
     if inner is not None:
         ours["inner"] = inner

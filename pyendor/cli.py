@@ -32,13 +32,14 @@ from rich.text import Text
 
 import pyendor
 from pyendor import checkpoint, convert, display, prune, report, verify
+from pyendor.choice import Values
 from pyendor.errors import (
     BackendUnavailableError,
     EndorError,
     UsageError,
     quote,
 )
-from pyendor.metadata import LOWEST_VERSION
+from pyendor.metadata import VERSION
 
 P = ParamSpec("P")
 
@@ -115,6 +116,13 @@ def compress(
     source: Source,
     destination: Destination,
     force: Force = False,
+    values: Annotated[
+        Values,
+        typer.Option(
+            help="auto: the smallest encoding for each tensor; raw: only what readers of format 1.0 know; "
+            "split: split values wherever the type has them."
+        ),
+    ] = "auto",
     min_saving: Annotated[
         float, typer.Option(help="Encode a tensor only where it saves so many percent.", max=100.0)
     ] = 5.0,
@@ -130,15 +138,14 @@ def compress(
             source,
             _destination(source, destination),
             force=force,
+            values=values,
             min_saving=min_saving / 100,
             backend=backend,
             progress=progress,
         )
     display.print_conversion(done, as_json)
     if not done.encoded and not as_json:
-        display.out().print(
-            "No tensor has enough zeros to gain from being encoded: this model is better kept dense."
-        )
+        display.out().print("No tensor gains enough from being encoded: this model is better kept dense.")
 
 
 @app.command()
@@ -278,7 +285,7 @@ def _version(
     ] = False,
 ) -> None:
     if version:
-        print(f"endor {pyendor.__version__}, format {LOWEST_VERSION}")
+        print(f"endor {pyendor.__version__}, format {VERSION}")
         raise typer.Exit
 
 

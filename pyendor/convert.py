@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pyendor import atomic, checkpoint, file, writer
+from pyendor import atomic, checkpoint, file, metadata, writer
 from pyendor.checkpoint import CONFIG, DENSE_CONFIG, Checkpoint
+from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UsageError, quote
 from pyendor.file import File
-from pyendor.writer import MIN_SAVING, Progress
+from pyendor.writer import Progress
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def compress(
     destination: Path,
     *,
     force: bool = False,
+    values: Values = "auto",
     min_saving: float | None = MIN_SAVING,
     backend: str | None = None,
     progress: Progress | None = None,
@@ -59,6 +61,7 @@ def compress(
         source: a safetensors file, or a directory in the layout of Hugging Face libraries.
         destination: a file, or a directory.
         force: replace an existing destination.
+        values: what to choose from for each tensor; ``raw`` for readers of version 1.0.
         min_saving: encode a tensor only where that saves this share of its size.
         backend: the codec to use.
         progress: called with the dense bytes of every tensor written.
@@ -77,6 +80,7 @@ def compress(
                 stream,
                 opened.sources(),
                 opened.layout.metadata,
+                values=values,
                 min_saving=min_saving,
                 backend=backend,
                 progress=progress,
@@ -95,7 +99,7 @@ def compress(
             names = set(checkpoint.read_index(source / index).values())
             write_index(root, checkpoint.endor_name(index), map(checkpoint.endor_name, names), source / index)
         if PurePosixPath(CONFIG) in found.carried:
-            config = checkpoint.endor_config(checkpoint.read_config(source / CONFIG))
+            config = checkpoint.endor_config(checkpoint.read_config(source / CONFIG), _version(found, root))
             write_text(root / CONFIG, checkpoint.config_text(config), source / CONFIG)
             atomic.copy_file(source / CONFIG, root / DENSE_CONFIG)
         carry(found, root, except_for={CONFIG})
@@ -205,6 +209,15 @@ def _replaceable(directory: Path) -> bool:
     return True
 
 
+def _version(found: Checkpoint, root: Path) -> str:
+    """The highest format version of the Endor weights that a dense checkpoint became."""
+    versions = []
+    for name in found.weights:
+        with file.open_file(root / checkpoint.endor_name(name)) as opened:
+            versions.append(opened.layout.version or metadata.LOWEST_VERSION)
+    return metadata.newest(versions)
+
+
 def _check_compressible(found: Checkpoint) -> None:
     """That the names which the result needs are free, and that the config does not contradict."""
     names = {str(path) for path in found.carried}
@@ -257,7 +270,8 @@ def _restore_config(found: Checkpoint, root: Path) -> tuple[str, ...]:
     config = checkpoint.read_config(found.root / CONFIG)
     if PurePosixPath(DENSE_CONFIG) in found.carried:
         original = checkpoint.read_config(found.root / DENSE_CONFIG)
-        if checkpoint.endor_config(original) == config:
+        version = (checkpoint.quantization(config) or {}).get("version")
+        if checkpoint.endor_config(original, str(version)) == config:
             atomic.copy_file(found.root / DENSE_CONFIG, root / CONFIG)
             return ()
     dense = checkpoint.config_text(checkpoint.dense_config(config))

@@ -91,7 +91,7 @@ def print_rows(rows: Sequence[Row], by_layer: bool) -> None:
     table.add_column("layer" if by_layer else "tensor", overflow="fold")
     for column in ("dtype", "shape") if not by_layer else ("weights",):
         table.add_column(column, justify="right" if by_layer else "left")
-    for column in ("zeros", "bits/weight", "saving"):
+    for column in ("zeros", "encoding", "bits/weight", "floor", "saving"):
         table.add_column(column, justify="right")
     for row in rows:
         shape = "×".join(map(str, row.shape)) or "scalar"
@@ -104,11 +104,13 @@ def print_rows(rows: Sequence[Row], by_layer: bool) -> None:
 
 def _figures(row: Row) -> list[str]:
     if row.unsupported is not None:
-        return ["", "", f"unsupported: {row.unsupported}"]
+        return ["", "", "", "", f"unsupported: {row.unsupported}"]
     saves = row.encoded or row.endor_bytes < row.dense_bytes
     return [
         "" if row.sparsity is None else f"{100 * row.sparsity:.1f} %",
+        row.encoding or "",
         "" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
+        "" if row.floor is None else f"{row.floor:.2f}",
         f"{100 * row.saving:.1f} %" if saves else "plain",
     ]
 

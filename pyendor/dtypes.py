@@ -46,6 +46,11 @@ class DType:
         """Whether elements have a sign, an exponent and a mantissa, in this order of bits."""
         return self.exponent > 0
 
+    @property
+    def splittable(self) -> bool:
+        """Whether its values can be split (spec 8.3)."""
+        return self.is_float and self.itemsize <= 4
+
     def to_numpy(self) -> np.dtype[np.generic] | None:
         """NumPy's counterpart, or None."""
         if self.numpy is None:

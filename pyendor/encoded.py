@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import xxhash
 
-from pyendor import backends, dtypes, jsontext, layout
+from pyendor import backends, choice, dtypes, jsontext, layout
+from pyendor.choice import Survey, Values
 from pyendor.errors import FormatError, PartError, UnsupportedError, quote
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
@@ -43,20 +44,48 @@ class EncodedTensor:
         shape: tuple[int, ...],
         dense: Bytes,
         *,
+        values: Values = "auto",
         backend: str | None = None,
         digest: bool = True,
     ) -> EncodedTensor:
-        """Encodes dense data, ``uint8 [numel * itemsize]`` in row-major order, whatever that saves."""
-        codec = backends.get(backend)
+        """Encodes dense data, whatever that saves, in the smallest way.
+
+        Args:
+            name: of the tensor.
+            dtype: name of its element type.
+            shape: its shape.
+            dense: its data, ``uint8 [numel * itemsize]`` in row-major order.
+            values: ``raw`` or ``split`` leaves only these to choose from.
+            backend: the codec to use.
+            digest: compute one.
+
+        Raises:
+            UnsupportedError: the dtype cannot be encoded.
+        """
         known = dtypes.BY_NAME.get(dtype)
         if known is None or not known.encodable:
             raise UnsupportedError(f"tensor {quote(name)}: dtype {quote(dtype)} cannot be encoded")
-        nnz = codec.count(dense, known.itemsize)
-        meta = TensorMeta(dtype, shape, "bitmap", "raw", nnz)
-        parts = {
-            spec.role: np.empty(spec.nbytes, np.uint8) for spec in layout.part_specs(dtype, meta.numel, nnz)
-        }
-        codec.encode(dense, known.itemsize, nnz, parts["values"], parts["bitmap"], parts["index"])
+        survey = take_survey(dense, dtype, values, backend)
+        meta = choice.smallest(choice.candidates(dtype, shape, survey, values))
+        return cls.filled(name, meta, dense, backend=backend, digest=digest)
+
+    @classmethod
+    def filled(
+        cls,
+        name: str,
+        meta: TensorMeta,
+        dense: Bytes,
+        *,
+        backend: str | None = None,
+        digest: bool = True,
+    ) -> EncodedTensor:
+        """Encodes dense data in the way that ``meta`` says.
+
+        Raises:
+            ValueError: the data has not what ``meta`` counts.
+        """
+        parts = {spec.role: np.zeros(spec.nbytes, np.uint8) for spec in layout.part_specs(meta)}
+        backends.get(backend).encode(dense, meta, parts)
         encoded = cls(name, meta, parts)
         return encoded.renamed(name) if digest else encoded
 
@@ -77,9 +106,8 @@ class EncodedTensor:
 
     @property
     def nnz(self) -> int:
-        """Number of stored elements."""
-        assert self.meta.nnz is not None
-        return self.meta.nnz
+        """Number of stored elements; all of them where positions are ``all``."""
+        return self.meta.stored
 
     @property
     def nbytes(self) -> int:
@@ -93,7 +121,7 @@ class EncodedTensor:
 
     @property
     def sparsity(self) -> float:
-        """Share of zero elements; 0.0 for a tensor without elements."""
+        """Share of the elements that are not stored; 0.0 for a tensor without elements."""
         return 1 - self.nnz / self.meta.numel if self.meta.numel else 0.0
 
     def decode(self, out: Bytes | None = None, *, backend: str | None = None) -> Bytes:
@@ -156,7 +184,7 @@ class EncodedTensor:
         if size == 0:
             return out
         with self._located():
-            backends.get(backend).cut(*self._tensor(), out, start, count, stride, rows)
+            backends.get(backend).cut(self.meta, self.parts, out, start, count, stride, rows)
         return out
 
     def validate(self, *, backend: str | None = None) -> None:
@@ -169,12 +197,7 @@ class EncodedTensor:
 
     def _run(self, backend: str | None, out: Bytes | None, first: int, stop: int, warm: bool) -> None:
         with self._located():
-            backends.get(backend).decode(*self._tensor(), out, first, stop, warm)
-
-    def _tensor(self) -> tuple[Bytes, Bytes, Bytes, int, int, int]:
-        """What a codec asks for first."""
-        values, bitmap, index = (self.parts[role] for role in ("values", "bitmap", "index"))
-        return values, bitmap, index, self._itemsize, self.meta.numel, self.nnz
+            backends.get(backend).decode(self.meta, self.parts, out, first, stop, warm)
 
     @contextmanager
     def _located(self) -> Iterator[None]:
@@ -219,3 +242,12 @@ class EncodedTensor:
             found = f"digest is {actual}, the metadata says {digits}: its bytes have changed"
             raise FormatError("D-2", found, tensor=self.name, offset=offset, path=self.path)
         return True
+
+
+def take_survey(dense: Bytes, dtype: str, values: Values, backend: str | None) -> Survey:
+    """What decides how dense data is encoded, if it is left with these values to choose from."""
+    choice.check(values)
+    codec, known = backends.get(backend), dtypes.BY_NAME[dtype]
+    if values == "raw" or not known.splittable:
+        return Survey(codec.count(dense, known.itemsize))
+    return codec.survey(dense, known)

@@ -22,6 +22,8 @@ from pyendor.metadata import TensorMeta
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 BLOCK = 4096
+GROUP = 64  # stored elements whose split values lie together
+PATCH = 3  # bytes of a patch
 ALIGNMENT = 64
 
 
@@ -30,16 +32,19 @@ class PartSpec:
     """What a part has to be.
 
     Attributes:
-        role: ``values``, ``bitmap`` or ``index``.
+        role: ``values``, ``bitmap``, ``index``, ``bases`` or ``patches``.
         dtype: name of its element type.
-        length: its one dimension, in elements.
-        nbytes: its length in bytes, a multiple of 64.
+        shape: its physical shape.
     """
 
     role: str
     dtype: str
-    length: int
-    nbytes: int
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its length in bytes, a multiple of 64."""
+        return dense_nbytes(self.dtype, self.shape)
 
     def name(self, tensor: str) -> str:
         """Its physical name: the first part carries the tensor's own."""
@@ -135,16 +140,28 @@ def allocate(nbytes: int) -> Bytes:
     return memory[start : start + nbytes]
 
 
-def part_specs(dtype: str, numel: int, nnz: int) -> tuple[PartSpec, ...]:
-    """The parts of the bitmap/raw encoding, in the order of B-2."""
-    itemsize = dtypes.BY_NAME[dtype].itemsize
-    values = roundup(nnz * itemsize, ALIGNMENT)
-    bitmap = roundup(-(-numel // 8), ALIGNMENT)
-    index = roundup(blocks(numel) + 1, 8)
+def part_specs(meta: TensorMeta) -> tuple[PartSpec, ...]:
+    """The parts of a tensor of a supported encoding, in the order of B-2."""
+    split = meta.split
+    if split is None:
+        itemsize = dtypes.BY_NAME[meta.dtype].itemsize
+        values = PartSpec("values", meta.dtype, (roundup(meta.stored * itemsize, ALIGNMENT) // itemsize,))
+    else:
+        values = PartSpec("values", "U8", (roundup(meta.stored, 8 * GROUP) // GROUP, split.row))
+    nb = blocks(meta.numel)
+    entries = roundup(nb + 1, 8)
+    if meta.positions == "bitmap":
+        bitmap = [PartSpec("bitmap", "U8", (roundup(-(-meta.numel // 8), ALIGNMENT),))]
+    else:
+        bitmap = []
+    if split is None:
+        return values, *bitmap, PartSpec("index", "I64", (entries,))
     return (
-        PartSpec("values", dtype, values // itemsize, values),
-        PartSpec("bitmap", "U8", bitmap, bitmap),
-        PartSpec("index", "I64", index, 8 * index),
+        values,
+        *bitmap,
+        PartSpec("index", "I64", (len(bitmap) + 1, entries)),
+        PartSpec("bases", "U8", (roundup(nb, ALIGNMENT),)),
+        PartSpec("patches", "U8", (roundup(split.patches, ALIGNMENT), PATCH)),
     )
 
 
@@ -186,8 +203,7 @@ def _encoded(name: str, meta: TensorMeta, extra: Sequence[str], header: Header) 
     if meta.unsupported is not None:
         hidden = {part: header.entries[part] for part in (name, *extra)}
         return Tensor(name, meta.dtype, meta.shape, meta, hidden, meta.unsupported)
-    assert meta.nnz is not None
-    specs = part_specs(meta.dtype, meta.numel, meta.nnz)
+    specs = part_specs(meta)
     parts = {}
     for spec in specs:
         entry = header.entries.get(spec.name(name))
@@ -201,10 +217,10 @@ def _encoded(name: str, meta: TensorMeta, extra: Sequence[str], header: Header) 
             raise FormatError("T-3", found, tensor=name, offset=offset)
     for spec in specs:
         entry = parts[spec.role]
-        if entry.dtype != spec.dtype or entry.shape != (spec.length,):
+        if entry.dtype != spec.dtype or entry.shape != spec.shape:
             found = (
                 f"part {spec.role} is {quote(entry.dtype)} of shape {list(entry.shape)}, "
-                f"expected '{spec.dtype}' of shape [{spec.length}]"
+                f"expected '{spec.dtype}' of shape {list(spec.shape)}"
             )
             raise FormatError("T-4", found, tensor=name, offset=entry.start)
     if parts["values"].shape == meta.shape:

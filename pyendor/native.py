@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pyendor import parallel
+from pyendor import choice, dtypes, parallel
+from pyendor.choice import Survey
+from pyendor.dtypes import DType
 from pyendor.errors import BackendUnavailableError, PartError, quote
-from pyendor.layout import BLOCK, Bytes, blocks
+from pyendor.layout import BLOCK, GROUP, Bytes, blocks
+from pyendor.metadata import TensorMeta
 
 try:
     from pyendor import _native
@@ -28,16 +31,27 @@ TARGETS = ("auto", "scalar", "avx2", "avx512", "neon")  # ENDOR_AUTO and so on o
 _SHARE = 128
 # Outputs that the caches do not hold anyway. Storing past them is a third faster then, and slower below.
 _STREAM = 16 << 20
+# The parts of endor.h, in its order.
+_ROLES = ("values", "bitmap", "index", "bases", "patches")
+_POSITIONS = ("bitmap", "all")  # ENDOR_BITMAP, ENDOR_ALL
+_VALUES = ("raw", "split")  # ENDOR_RAW, ENDOR_SPLIT
 # What the statuses of endor.h that are called after a rule say, and in which part the fault lies.
 _FAULTS = {
     "B-3": ("bitmap", "bitmap has a bit set past its last element"),
     "B-4": ("index", "index does not begin with 0"),
-    "B-5": ("index", "index falls, or is not from 0 to nnz"),
+    "B-5": ("index", "index falls, or leaves the range that the metadata says"),
     "B-6": ("index", "a block has not as many bits set as its index says"),
-    "B-7": ("index", "index does not end with nnz"),
+    "B-7": ("index", "index does not end with what the metadata says"),
     "B-8": ("index", "padding of the index is not 0"),
     "B-9": ("values", "padding of values is not 0"),
     "B-10": ("values", "a stored element is zero"),
+    "E-2": ("values", "values have a bit set past the last stored element"),
+    "E-3": ("bases", "a base is too high for its block"),
+    "E-4": ("bases", "padding of bases is not 0"),
+    "E-5": ("patches", "ranks of patches do not ascend, or leave their block"),
+    "E-6": ("patches", "exponent of a patch is none, or inside the window"),
+    "E-7": ("values", "an element with a patch has a code"),
+    "E-8": ("patches", "padding of patches is not 0"),
 }
 
 
@@ -59,47 +73,97 @@ def target() -> str:
 
 def count(dense: Bytes, itemsize: int) -> int:
     """nnz of dense data."""
-    return sum(_counts(dense, itemsize, _ranges(0, blocks(dense.size // itemsize))))
+    target = _target()
+
+    def run(piece: Bytes) -> int:
+        nnz = _native.ffi.new("uint64_t *")
+        _check(_native.lib.endor_count(target, _buffer(piece), piece.size, itemsize, nnz))
+        return int(nnz[0])
+
+    return sum(_in_pieces(run, dense, itemsize))
 
 
-def encode(dense: Bytes, itemsize: int, nnz: int, values: Bytes, bitmap: Bytes, index: Bytes) -> None:
-    """Fills the parts of dense data.
+def survey(dense: Bytes, dtype: DType) -> Survey:
+    """What decides how dense data is best encoded."""
+    if not dtype.splittable:
+        return Survey(count(dense, dtype.itemsize))
+    return _survey(dense, dtype, _ranges(0, blocks(dense.size // dtype.itemsize)))[-1]
+
+
+def _survey(dense: Bytes, dtype: DType, ranges: Sequence[tuple[int, int]]) -> list[Survey]:
+    """Surveys of all that comes before the end of each range, the ranges being one behind the other."""
+    target = _target()
+    encoding = _native.ffi.new("endor_encoding *", _fields(dtype))
+
+    def run(piece: Bytes) -> Any:
+        result = _native.ffi.new("endor_survey_result *")
+        _check(_native.lib.endor_survey(target, encoding, _buffer(piece), piece.size, result))
+        return result
+
+    keys = [(positions, w) for positions in _POSITIONS for w in choice.widths(dtype.name)]
+    total = Survey(0, 0, dict.fromkeys(keys, 0))
+    totals = []
+    for one in parallel.each(run, [_piece(dense, dtype.itemsize, *piece) for piece in ranges]):
+        patches = {
+            (positions, w): total.patches[positions, w] + one.patches[_POSITIONS.index(positions)][w - 1]
+            for positions, w in keys
+        }
+        total = Survey(total.nnz + one.nnz, max(total.mantissa, one.kept), patches)
+        totals.append(total)
+    return totals
+
+
+def encode(dense: Bytes, meta: TensorMeta, parts: Mapping[str, Bytes]) -> None:
+    """Fills the parts of dense data, which are 0 before.
 
     Raises:
-        ValueError: the data has not so many stored elements, or the parts not the lengths for them.
+        ValueError: the data has not what ``meta`` counts, or the parts not the lengths for it.
     """
-    ranges = _ranges(0, blocks(dense.size // itemsize))
-    ranks = [0, *itertools.accumulate(_counts(dense, itemsize, ranges[:-1])), nnz]
-    target = _target()
-    parts = [argument for part in (values, bitmap, index) for argument in (_buffer(part), part.size)]
+    dtype = dtypes.BY_NAME[meta.dtype]
+    # Neighbours may have a group in common, so that only every other one is encoded at the same time.
+    turns = 1 if meta.split is None else 2
+    ranges = _ranges(0, blocks(meta.numel), turns)
+    ends = _ends(dense, meta, ranges)
+    if meta.split is not None and any(high - low < GROUP for (low, _), (high, _) in itertools.pairwise(ends)):
+        # Those between are too small for that.
+        ranges, ends = [(0, blocks(meta.numel))], [ends[0], ends[-1]]
+    target, tensor, buffers = _target(), _tensor(meta), _Buffers("endor_room", parts)
 
-    def run(piece: int) -> int:
+    def run(at: int) -> int:
+        (low, patch_low), (high, patch_high) = ends[at], ends[at + 1]
+        piece = _native.ffi.new("endor_range *", (*ranges[at], low, high, patch_low, patch_high))
         return int(
-            _native.lib.endor_encode(
-                target,
-                _buffer(dense),
-                dense.size,
-                itemsize,
-                *ranges[piece],
-                ranks[piece],
-                max(ranks[piece : piece + 2]),
-                *parts,
-            )
+            _native.lib.endor_encode(target, tensor, _buffer(dense), dense.size, piece, buffers.structure)
         )
 
-    for status in parallel.each(run, range(len(ranges))):
-        if status == _native.lib.ENDOR_ARGUMENT:
-            raise ValueError("the parts have not the lengths of the stored elements of this data")
-        _check(status)
+    for turn in range(turns):
+        for status in parallel.each(run, range(turn, len(ranges), turns)):
+            if status == _native.lib.ENDOR_ARGUMENT:
+                raise ValueError(f"the parts have not the lengths of this {dtype.name} data's encoding")
+            _check(status)
+
+
+def _ends(dense: Bytes, meta: TensorMeta, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """How many stored elements and patches there are before each range, and in all."""
+    last = (meta.stored, meta.split.patches if meta.split is not None else 0)
+    if len(ranges) == 1:
+        return [(0, 0), last]
+    dtype = dtypes.BY_NAME[meta.dtype]
+    if meta.split is None:
+        pieces = [_piece(dense, dtype.itemsize, *piece) for piece in ranges[:-1]]
+        counts = parallel.each(lambda piece: count(piece, dtype.itemsize), pieces)
+        return [(0, 0), *((rank, 0) for rank in itertools.accumulate(counts)), last]
+    before = _survey(dense, dtype, ranges[:-1])
+    key = meta.positions, meta.split.w
+    ranks = [
+        stop * BLOCK if meta.nnz is None else one.nnz for (_, stop), one in zip(ranges, before, strict=False)
+    ]
+    return [(0, 0), *zip(ranks, (one.patches[key] for one in before), strict=True), last]
 
 
 def decode(
-    values: Bytes,
-    bitmap: Bytes,
-    index: Bytes,
-    itemsize: int,
-    numel: int,
-    nnz: int,
+    meta: TensorMeta,
+    parts: Mapping[str, Bytes],
     out: Bytes | None,
     first: int = 0,
     stop: int | None = None,
@@ -110,9 +174,10 @@ def decode(
     Raises:
         PartError: a rule is broken. What is in ``out`` then means nothing.
     """
-    stop = blocks(numel) if stop is None else stop
-    parts, _held = _parts(values, bitmap, index)
-    tensor = (_target(), parts, itemsize, numel, nnz)
+    stop = blocks(meta.numel) if stop is None else stop
+    itemsize = dtypes.BY_NAME[meta.dtype].itemsize
+    buffers = _Buffers("endor_parts", parts)
+    tensor = (_target(), _tensor(meta), buffers.structure)
     flags = _native.lib.ENDOR_STREAM if warm and out is not None and out.size >= _STREAM else 0
 
     def run(blocks: tuple[int, int]) -> tuple[int, int]:
@@ -133,12 +198,8 @@ def decode(
 
 
 def cut(
-    values: Bytes,
-    bitmap: Bytes,
-    index: Bytes,
-    itemsize: int,
-    numel: int,
-    nnz: int,
+    meta: TensorMeta,
+    parts: Mapping[str, Bytes],
     out: Bytes,
     start: int,
     count: int,
@@ -150,8 +211,9 @@ def cut(
     Raises:
         PartError: a rule is broken. What is in ``out`` then means nothing.
     """
-    parts, _held = _parts(values, bitmap, index)
-    target = _target()
+    buffers = _Buffers("endor_parts", parts)
+    tensor = (_target(), _tensor(meta), buffers.structure)
+    itemsize = dtypes.BY_NAME[meta.dtype].itemsize
     row = count * itemsize
     # Several threads take whole rows, or, of a slice of one row, whole blocks.
     shares = max(1, min(count * rows // BLOCK // _SHARE, parallel.threads()))
@@ -165,9 +227,8 @@ def cut(
         else:
             here = (start + low, high - low, 0, 1)
             piece = out[low * itemsize : high * itemsize]
-        arguments = (*here, _buffer(piece), piece.size, offset)
-        status = _native.lib.endor_slice(target, parts, itemsize, numel, nnz, *arguments)
-        return int(status), int(offset[0])
+        runs = _native.ffi.new("endor_runs *", here)
+        return int(_native.lib.endor_slice(*tensor, runs, _buffer(piece), piece.size, offset)), int(offset[0])
 
     units = rows if rows > 1 else count
     edges = [units * k // shares for k in range(shares + 1)]
@@ -179,23 +240,22 @@ def cut(
         _raise(status, at)
 
 
-def _ranges(first: int, stop: int) -> list[tuple[int, int]]:
-    """A range of blocks, cut in as many as there are threads for it; at least one."""
+def _ranges(first: int, stop: int, each: int = 1) -> list[tuple[int, int]]:
+    """A range of blocks, cut in as many as there are threads for it, or a multiple; at least one."""
     shares = max(1, min((stop - first) // _SHARE, parallel.threads()))
+    shares = shares * each if shares > 1 else 1
     edges = [first + (stop - first) * k // shares for k in range(shares + 1)]
     return list(itertools.pairwise(edges))
 
 
-def _counts(dense: Bytes, itemsize: int, ranges: Sequence[tuple[int, int]]) -> list[int]:
-    target = _target()
+def _piece(dense: Bytes, itemsize: int, first: int, stop: int) -> Bytes:
+    """A range of blocks of dense data."""
+    return dense[first * BLOCK * itemsize : stop * BLOCK * itemsize]
 
-    def run(blocks: tuple[int, int]) -> int:
-        piece = dense[blocks[0] * BLOCK * itemsize : blocks[1] * BLOCK * itemsize]
-        nnz = _native.ffi.new("uint64_t *")
-        _check(_native.lib.endor_count(target, _buffer(piece), piece.size, itemsize, nnz))
-        return int(nnz[0])
 
-    return parallel.each(run, ranges)
+def _in_pieces(run: Callable[[Bytes], int], dense: Bytes, itemsize: int) -> list[int]:
+    ranges = _ranges(0, blocks(dense.size // itemsize))
+    return parallel.each(run, [_piece(dense, itemsize, *piece) for piece in ranges])
 
 
 def _raise(status: int, at: int) -> None:
@@ -208,11 +268,32 @@ def _raise(status: int, at: int) -> None:
     _check(status)
 
 
-def _parts(values: Bytes, bitmap: Bytes, index: Bytes) -> tuple[Any, Any]:
-    """The structure of endor.h; and what its pointers point to, which the caller has to keep."""
-    held = (_buffer(values), _buffer(bitmap), _buffer(index))
-    members = (held[0], values.size, held[1], bitmap.size, held[2], index.size)
-    return _native.ffi.new("endor_parts *", members), held
+def _fields(dtype: DType, positions: int = 0, values: int = 0, kept: int = 0, w: int = 0) -> tuple[int, ...]:
+    """The members of an ``endor_encoding``."""
+    return dtype.itemsize, positions, values, dtype.exponent, dtype.mantissa, kept, w
+
+
+def _tensor(meta: TensorMeta) -> Any:
+    """The ``endor_tensor`` of a tensor."""
+    fields = meta.split
+    encoding = _fields(
+        dtypes.BY_NAME[meta.dtype],
+        _POSITIONS.index(meta.positions),
+        _VALUES.index(meta.values),
+        *((fields.mantissa, fields.w) if fields is not None else ()),
+    )
+    counts = (meta.numel, meta.stored, fields.patches if fields is not None else 0)
+    return _native.ffi.new("endor_tensor *", (encoding, *counts))
+
+
+class _Buffers:
+    """A structure of pointers to parts; what they point to has to be kept as long as it is used."""
+
+    def __init__(self, kind: str, parts: Mapping[str, Bytes]) -> None:
+        self._held = [_buffer(parts[role]) if role in parts else _native.ffi.NULL for role in _ROLES]
+        sizes = [parts[role].size if role in parts else 0 for role in _ROLES]
+        members = itertools.chain.from_iterable(zip(self._held, sizes, strict=True))
+        self.structure = _native.ffi.new(f"{kind} *", tuple(members))
 
 
 def _buffer(array: Bytes) -> Any:

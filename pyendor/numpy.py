@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pyendor import atomic, dtypes, file, writer
+from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes, Tensor
 from pyendor.opened import Opened, Sliceable, dtype_of, no_counterpart
-from pyendor.writer import MIN_SAVING, TensorSource
+from pyendor.writer import TensorSource
 
 Array = npt.NDArray[Any]
 
@@ -28,6 +29,7 @@ def save_file(
     filename: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
     *,
+    values: Values = "auto",
     min_saving: float | None = MIN_SAVING,
 ) -> None:
     """Saves arrays as an Endor file, in the order of the mapping; replaces an existing file, all or nothing.
@@ -36,6 +38,8 @@ def save_file(
         tensor_dict: arrays by name; any memory layout and byte order.
         filename: the file to write.
         metadata: text of your own, kept beside the format's.
+        values: ``auto`` takes for each tensor the smallest encoding; ``raw`` keeps to what readers of format
+            1.0 know; ``split`` takes split values where a dtype has them.
         min_saving: encode a tensor only where that saves this share of its size; None encodes every one
             that can be.
 
@@ -43,18 +47,19 @@ def save_file(
         UnsupportedError: an array's dtype has no counterpart in the format.
     """
     with atomic.new_file(filename, force=True) as stream:
-        writer.write(stream, _sources(tensor_dict), metadata, min_saving=min_saving)
+        writer.write(stream, _sources(tensor_dict), metadata, values=values, min_saving=min_saving)
 
 
 def save(
     tensor_dict: Mapping[str, Array],
     metadata: Mapping[str, str] | None = None,
     *,
+    values: Values = "auto",
     min_saving: float | None = MIN_SAVING,
 ) -> bytes:
     """The bytes that :func:`save_file` would write."""
     stream = io.BytesIO()
-    writer.write(stream, _sources(tensor_dict), metadata, min_saving=min_saving)
+    writer.write(stream, _sources(tensor_dict), metadata, values=values, min_saving=min_saving)
     return stream.getvalue()
 
 

@@ -14,10 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyendor import atomic, backends, checkpoint, dtypes, layout
-from pyendor.errors import UsageError, printable, quote
+import numpy as np
+
+from pyendor import atomic, checkpoint, choice, dtypes, entropy, layout, metadata
+from pyendor.encoded import take_survey
+from pyendor.errors import FormatError, UsageError, printable, quote
 from pyendor.file import File
-from pyendor.writer import Progress, worth_encoding
+from pyendor.metadata import TensorMeta
+from pyendor.writer import Progress
 
 MOST_LAYERS = 512
 _LAYER = re.compile(r"(?:^|\.)([0-9]{1,6})\.")
@@ -38,6 +42,9 @@ class Row:
         endor_bytes: its size in an Endor file, header aside; that of the plain tensor if encoding it
             does not save enough.
         unsupported: what this build lacks to read it, else None.
+        encoding: how it is encoded, or would be in an Endor file; None if it stays plain.
+        floor_bytes: its size at the entropy floor, estimated (:mod:`pyendor.entropy`); None where this build
+            cannot tell.
     """
 
     name: str
@@ -51,6 +58,8 @@ class Row:
     stored_bytes: int
     endor_bytes: int
     unsupported: str | None = None
+    encoding: str | None = None
+    floor_bytes: float | None = None
 
     @property
     def sparsity(self) -> float | None:
@@ -61,6 +70,11 @@ class Row:
     def bits_per_weight(self) -> float | None:
         """Bits that an element takes in an Endor file, header aside."""
         return 8 * self.endor_bytes / self.numel if self.numel else None
+
+    @property
+    def floor(self) -> float | None:
+        """The entropy floor, in bits per element."""
+        return 8 * self.floor_bytes / self.numel if self.floor_bytes is not None and self.numel else None
 
     @property
     def saving(self) -> float:
@@ -124,7 +138,8 @@ class Report:
         """The same as JSON values."""
         rows = [
             asdict(row)
-            | {"sparsity": row.sparsity, "bits_per_weight": row.bits_per_weight, "saving": row.saving}
+            | {"sparsity": row.sparsity, "saving": row.saving}
+            | {"bits_per_weight": row.bits_per_weight, "floor": row.floor}
             for row in self.rows
         ]
         return {
@@ -143,14 +158,15 @@ def inspect(path: Path, *, backend: str | None = None, progress: Progress | None
     """Reads what a file or checkpoint holds; plain tensors are read whole, to count their zeros.
 
     Raises:
-        FormatError: a header breaks a rule. (What encoded tensors hold is not looked at.)
+        FormatError: a header breaks a rule. (What encoded tensors hold is for :mod:`pyendor.verify`.)
         UsageError: there are no weights at ``path``.
     """
     rows: list[Row] = []
     version = None
     size = 0
     for opened in checkpoint.open_all(path):
-        version = opened.layout.version or version
+        if opened.layout.version is not None:
+            version = metadata.newest([opened.layout.version, version or opened.layout.version])
         size += opened.layout.header.file_length
         for tensor in opened.layout.tensors.values():
             rows.append(_row(opened, tensor, backend))
@@ -177,15 +193,36 @@ def _row(opened: File, tensor: layout.Tensor, backend: str | None) -> Row:
     if tensor.unsupported is not None:
         return row  # what it says of itself was not checked
     row = replace(row, numel=tensor.numel, dense_bytes=tensor.nbytes)
-    if tensor.meta is not None:
-        return replace(row, nnz=tensor.meta.nnz)
     dtype = dtypes.BY_NAME[tensor.dtype]
+    if tensor.meta is not None:
+        encoded = opened.map_encoded(tensor.name)
+        row = replace(row, nnz=tensor.meta.nnz, encoding=_encoding(tensor.meta))
+        runs = entropy.sample(tensor.numel)
+        try:
+            some = np.concatenate([encoded.decode_blocks(*run, backend=backend) for run in runs])
+        except FormatError:
+            return row  # to be told by verify; what the header says is worth showing all the same
+        return _with_floor(row, some, dtype)
     if not dtype.encodable:
         return row
-    nnz = backends.get(backend).count(opened.get_bytes(tensor.name), dtype.itemsize)
-    specs = layout.part_specs(tensor.dtype, tensor.numel, nnz)
-    worth_it = worth_encoding(tensor.shape, tensor.nbytes, specs)
-    return replace(row, nnz=nnz, endor_bytes=sum(spec.nbytes for spec in specs) if worth_it else stored)
+    dense = opened.get_bytes(tensor.name)
+    survey = take_survey(dense, tensor.dtype, "auto", backend)
+    row = _with_floor(replace(row, nnz=survey.nnz), entropy.pieces(dense, dtype.itemsize), dtype)
+    meta = choice.choose(tensor.dtype, tensor.shape, survey)
+    if meta is None:
+        return row
+    parts = layout.part_specs(meta)
+    return replace(row, encoding=_encoding(meta), endor_bytes=sum(part.nbytes for part in parts))
+
+
+def _encoding(meta: TensorMeta) -> str:
+    """An encoding in a word: ``bitmap/split 2``."""
+    return f"{meta.positions}/{meta.values}" + (f" {meta.split.w}" if meta.split is not None else "")
+
+
+def _with_floor(row: Row, some: layout.Bytes, dtype: dtypes.DType) -> Row:
+    bits = entropy.floor(some, dtype)
+    return replace(row, floor_bytes=bits * row.numel / 8 if bits is not None else None)
 
 
 def check_plot(path: Path, *, force: bool) -> None:
@@ -262,4 +299,5 @@ def _sum(name: str, rows: Sequence[Row]) -> Row:
         dense_bytes=sum(row.dense_bytes for row in rows),
         stored_bytes=sum(row.stored_bytes for row in rows),
         endor_bytes=sum(row.endor_bytes for row in rows),
+        floor_bytes=sum(row.floor_bytes if row.floor_bytes is not None else row.dense_bytes for row in rows),
     )

@@ -21,11 +21,12 @@ from safetensors.torch import _find_shared_tensors, _remove_duplicate_names
 from torch import Tensor
 
 from pyendor import atomic, checkpoint, file, layout, writer
+from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes
 from pyendor.opened import Opened, Sliceable, dtype_of, no_counterpart
 from pyendor.torch_tensor import BY_TORCH, EndorTensor, from_bytes, to_bytes
-from pyendor.writer import MIN_SAVING, TensorSource
+from pyendor.writer import TensorSource
 
 Device = str | int | torch.device
 
@@ -39,6 +40,7 @@ def save_file(
     filename: str | os.PathLike[str],
     metadata: dict[str, str] | None = None,
     *,
+    values: Values = "auto",
     min_saving: float | None = MIN_SAVING,
 ) -> None:
     """Saves tensors as an Endor file, in the order of the dictionary; replaces a file, all or nothing.
@@ -47,6 +49,8 @@ def save_file(
         tensors: by name; dense, contiguous, no two of them in the same memory.
         filename: the file to write.
         metadata: text of your own.
+        values: ``auto`` takes for each tensor the smallest encoding; ``raw`` keeps to what readers of format
+            1.0 know; ``split`` takes split values where a dtype has them.
         min_saving: encode a tensor only where that saves this share of its size; None encodes every one
             that can be.
 
@@ -57,18 +61,19 @@ def save_file(
     """
     sources = _sources(tensors)
     with atomic.new_file(filename, force=True) as stream:
-        writer.write(stream, sources, metadata, min_saving=min_saving)
+        writer.write(stream, sources, metadata, values=values, min_saving=min_saving)
 
 
 def save(
     tensors: dict[str, Tensor],
     metadata: dict[str, str] | None = None,
     *,
+    values: Values = "auto",
     min_saving: float | None = MIN_SAVING,
 ) -> bytes:
     """The bytes that :func:`save_file` would write."""
     stream = io.BytesIO()
-    writer.write(stream, _sources(tensors), metadata, min_saving=min_saving)
+    writer.write(stream, _sources(tensors), metadata, values=values, min_saving=min_saving)
     return stream.getvalue()
 
 
@@ -97,6 +102,7 @@ def save_model(
     metadata: dict[str, str] | None = None,
     force_contiguous: bool = True,
     *,
+    values: Values = "auto",
     min_saving: float | None = MIN_SAVING,
 ) -> None:
     """Saves the state of a model; of tensors that share memory one, the others named in the metadata.
@@ -106,7 +112,7 @@ def save_model(
         filename: the file to write.
         metadata: text of your own.
         force_contiguous: save what is not contiguous as if it was.
-        min_saving: as in :func:`save_file`.
+        values, min_saving: as in :func:`save_file`.
     """
     state = dict(model.state_dict())
     text = dict(metadata or {})
@@ -116,7 +122,7 @@ def save_model(
             del state[name]
     if force_contiguous:
         state = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(state, filename, text or None, min_saving=min_saving)
+    save_file(state, filename, text or None, values=values, min_saving=min_saving)
 
 
 def load_model(
@@ -309,7 +315,7 @@ def _tensors(
 def _memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same with tensors that have memory, so that it can be seen what shares it."""
     return {
-        name: tensor.part_values if isinstance(tensor, EndorTensor) else tensor
+        name: tensor.parts["values"] if isinstance(tensor, EndorTensor) else tensor
         for name, tensor in tensors.items()
     }
 

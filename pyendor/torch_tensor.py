@@ -7,22 +7,21 @@ copies them as they are and decodes for everything else, and decoding is an oper
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from pyendor import dtypes, layout
+from pyendor import dtypes, layout, metadata
 from pyendor.dtypes import DType
 from pyendor.encoded import EncodedTensor
 from pyendor.errors import UnsupportedError
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
 
-ROLES = ("values", "bitmap", "index")
-PARTS = tuple(f"part_{role}" for role in ROLES)  # attributes of a tensor
 BY_TORCH: dict[torch.dtype, DType] = {
     getattr(torch, row.torch): row
     for row in dtypes.TABLE
@@ -61,39 +60,44 @@ def from_bytes(data: Bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(data).view(dtype).reshape(tuple(shape))
 
 
+# Before the roles of parts, in the names of the attributes that hold them.
+_ATTRIBUTE = "part_"
+
+
 class EndorTensor(Tensor):
     """A tensor whose memory is its parts; wherever elements are wanted it is decoded.
 
     Args:
-        parts: values, bitmap and index, ``uint8`` tensors of one dimension on one device, which are kept.
-        nnz: number of stored elements.
-        shape, dtype: of the dense tensor.
+        parts: by role, in the order of B-2: ``uint8`` tensors of one dimension on one device, which are kept.
+        meta: the entry of the tensor, of a supported encoding.
     """
 
-    part_values: Tensor
-    part_bitmap: Tensor
-    part_index: Tensor
-    nnz: int
+    meta: TensorMeta
 
     @staticmethod
-    def __new__(
-        cls, parts: Sequence[Tensor], nnz: int, shape: Sequence[int], dtype: torch.dtype
-    ) -> EndorTensor:
+    def __new__(cls, parts: Mapping[str, Tensor], meta: TensorMeta) -> EndorTensor:
         made: EndorTensor = Tensor._make_wrapper_subclass(
-            cls, tuple(shape), dtype=dtype, device=parts[0].device, requires_grad=False
+            cls, meta.shape, dtype=_torch_dtype(meta), device=parts["values"].device, requires_grad=False
         )
         return made
 
-    def __init__(self, parts: Sequence[Tensor], nnz: int, shape: Sequence[int], dtype: torch.dtype) -> None:
-        for name, part in zip(PARTS, parts, strict=True):
-            setattr(self, name, part)
-        self.nnz = nnz
-        self._made_for = (tuple(shape), dtype)
+    def __init__(self, parts: Mapping[str, Tensor], meta: TensorMeta) -> None:
+        self._take(parts, meta)
+
+    def _take(self, parts: Mapping[str, Tensor], meta: TensorMeta) -> None:
+        self.meta = replace(meta, digest=None)
+        for role, part in parts.items():
+            setattr(self, _ATTRIBUTE + role, part)
 
     @property
-    def parts(self) -> list[Tensor]:
-        """Values, bitmap and index."""
-        return [getattr(self, name) for name in PARTS]
+    def parts(self) -> dict[str, Tensor]:
+        """The parts by role, in the order of B-2."""
+        return {spec.role: getattr(self, _ATTRIBUTE + spec.role) for spec in layout.part_specs(self.meta)}
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored elements."""
+        return self.meta.stored
 
     @classmethod
     def from_dense(cls, tensor: Tensor) -> EndorTensor:
@@ -107,7 +111,7 @@ class EndorTensor(Tensor):
             "", row.name, tuple(tensor.shape), to_bytes(tensor.contiguous()), digest=False
         )
         made = cls.from_encoded(encoded)
-        return made._with_parts([part.to(tensor.device) for part in made.parts])
+        return made._each(lambda part: part.to(tensor.device))
 
     @classmethod
     def from_encoded(cls, encoded: EncodedTensor) -> EndorTensor:
@@ -116,19 +120,12 @@ class EndorTensor(Tensor):
         Raises:
             UnsupportedError: PyTorch does not have its type.
         """
-        name = dtypes.BY_NAME[encoded.dtype].torch
-        dtype = getattr(torch, name or "", None)
-        if dtype is None:
-            raise UnsupportedError(f"PyTorch has no counterpart of {encoded.dtype}")
-        parts = [from_bytes(part, torch.uint8, (part.size,)) for part in encoded.parts.values()]
-        return cls(parts, encoded.nnz, encoded.shape, dtype)
+        parts = {role: from_bytes(part, torch.uint8, (part.size,)) for role, part in encoded.parts.items()}
+        return cls(parts, encoded.meta)
 
     def to_encoded(self, name: str = "") -> EncodedTensor:
         """The same as :class:`~pyendor.encoded.EncodedTensor` on the CPU, where it is the same memory."""
-        meta = TensorMeta(row_of(self.dtype).name, tuple(self.shape), "bitmap", "raw", self.nnz)
-        return EncodedTensor(
-            name, meta, {role: to_bytes(part) for role, part in zip(ROLES, self.parts, strict=True)}
-        )
+        return EncodedTensor(name, self.meta, {role: to_bytes(part) for role, part in self.parts.items()})
 
     def decode(self, out: Tensor | None = None) -> Tensor:
         """The dense tensor, in ``out`` if it is given.
@@ -136,10 +133,11 @@ class EndorTensor(Tensor):
         Raises:
             FormatError: the parts break a rule of section 8.
         """
-        if (tuple(self.shape), self.dtype) != self._made_for:
+        if (tuple(self.shape), self.dtype) != (self.meta.shape, _torch_dtype(self.meta)):
             raise RuntimeError("an encoded tensor was given other memory through .data; assign a new tensor")
         if out is None:
-            dense: Tensor = torch.ops.endor.decode(*self.parts, self.nnz, list(self.shape), self.dtype)
+            about = (metadata.entry_text(self.meta), list(self.shape), self.dtype)
+            dense: Tensor = torch.ops.endor.decode(list(self.parts.values()), *about)
             return dense
         if (out.shape, out.dtype) != (self.shape, self.dtype) or not out.is_contiguous():
             raise ValueError(f"out must be a contiguous {self.dtype} tensor of shape {list(self.shape)}")
@@ -150,32 +148,30 @@ class EndorTensor(Tensor):
 
     @property
     def sparsity(self) -> float:
-        """Share of zero elements; 0.0 for a tensor without elements."""
+        """Share of the elements that are not stored; 0.0 for a tensor without elements."""
         return 1 - self.nnz / self.numel() if self.numel() else 0.0
 
     @property
     def encoded_nbytes(self) -> int:
         """Bytes of the parts; ``nbytes`` are those of the dense tensor."""
-        return sum(part.numel() for part in self.parts)
+        return sum(part.numel() for part in self.parts.values())
 
-    def _with_parts(self, parts: Sequence[Tensor]) -> EndorTensor:
-        return EndorTensor(parts, self.nnz, self.shape, self.dtype)
+    def _each(self, function: Callable[[Tensor], Tensor]) -> EndorTensor:
+        return EndorTensor({role: function(part) for role, part in self.parts.items()}, self.meta)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         about = f"dtype={self.dtype}, nnz={self.nnz}, device='{self.device}'"
         return f"EndorTensor({list(self.shape)}, {about})"
 
-    def __tensor_flatten__(self) -> tuple[list[str], tuple[int, torch.Size, torch.dtype]]:
-        return list(PARTS), (self.nnz, self.shape, self.dtype)
+    def __tensor_flatten__(self) -> tuple[list[str], str]:
+        return [_ATTRIBUTE + role for role in self.parts], metadata.entry_text(self.meta)
 
     @staticmethod
     def __tensor_unflatten__(
-        parts: dict[str, Tensor],
-        about: tuple[int, torch.Size, torch.dtype],
-        outer_size: object,
-        outer_stride: object,
+        parts: dict[str, Tensor], about: str, outer_size: object, outer_stride: object
     ) -> EndorTensor:
-        return EndorTensor([parts[name] for name in PARTS], *about)
+        named = {name.removeprefix(_ATTRIBUTE): part for name, part in parts.items()}
+        return EndorTensor(named, metadata.parse_entry(about))
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -193,11 +189,11 @@ class EndorTensor(Tensor):
                 options = {
                     key: value for key, value in kwargs.items() if key not in {"dtype", "memory_format"}
                 }
-                return first._with_parts([func(part, *args[1:], **options) for part in first.parts])
+                return first._each(lambda part: func(part, *args[1:], **options))
             if func is torch.ops.aten.copy_.default:
                 return _copy(first, args[1])
             if func is torch.ops.aten.is_pinned.default:
-                return all(func(part, *args[1:], **kwargs) for part in first.parts)
+                return all(func(part, *args[1:], **kwargs) for part in first.parts.values())
         dense = tree_map_only(EndorTensor, EndorTensor.decode, (args, kwargs))
         return func(*dense[0], **dense[1])
 
@@ -218,23 +214,32 @@ def _copy(into: EndorTensor, source: Tensor) -> EndorTensor:
         source = source.expand(into.shape)
     if not isinstance(source, EndorTensor) or source.dtype != into.dtype:
         source = EndorTensor.from_dense(source.to(into.dtype))
-    for name in PARTS:
-        setattr(into, name, getattr(source, name).to(into.device, copy=True))
-    into.nnz = source.nnz
+    into._take({role: part.to(into.device, copy=True) for role, part in source.parts.items()}, source.meta)
     return into
 
 
-_SCHEMA = "(Tensor values, Tensor bitmap, Tensor index, int nnz, int[] shape, ScalarType dtype) -> Tensor"
+def _torch_dtype(meta: TensorMeta) -> torch.dtype:
+    """What PyTorch calls the type.
+
+    Raises:
+        UnsupportedError: it does not have it.
+    """
+    dtype = getattr(torch, dtypes.BY_NAME[meta.dtype].torch or "", None)
+    if not isinstance(dtype, torch.dtype):
+        raise UnsupportedError(f"PyTorch has no counterpart of {meta.dtype}")
+    return dtype
 
 
-def _decode(
-    values: Tensor, bitmap: Tensor, index: Tensor, nnz: int, shape: Sequence[int], dtype: torch.dtype
-) -> Tensor:
-    parts = {role: to_bytes(part) for role, part in zip(ROLES, (values, bitmap, index), strict=True)}
-    meta = TensorMeta(row_of(dtype).name, tuple(shape), "bitmap", "raw", nnz)
-    return from_bytes(EncodedTensor("", meta, parts).decode(), dtype, shape).to(values.device)
+_SCHEMA = "(Tensor[] parts, str meta, int[] shape, ScalarType dtype) -> Tensor"
+
+
+def _decode(parts: Sequence[Tensor], meta: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    entry = metadata.parse_entry(meta)
+    roles = (spec.role for spec in layout.part_specs(entry))
+    data = {role: to_bytes(part) for role, part in zip(roles, parts, strict=True)}
+    return from_bytes(EncodedTensor("", entry, data).decode(), dtype, shape).to(parts[0].device)
 
 
 torch.library.custom_op("endor::decode", _decode, mutates_args=(), schema=_SCHEMA).register_fake(
-    lambda values, bitmap, index, nnz, shape, dtype: values.new_empty(shape, dtype=dtype)
+    lambda parts, meta, shape, dtype: parts[0].new_empty(shape, dtype=dtype)
 )

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from pyendor import backends, container, dtypes, layout, metadata
+from pyendor import choice, container, dtypes, layout, metadata
+from pyendor.choice import MIN_SAVING, Values
 from pyendor.container import Entry
-from pyendor.encoded import DIGEST, EncodedTensor
+from pyendor.encoded import DIGEST, EncodedTensor, take_survey
 from pyendor.errors import UsageError, quote
-from pyendor.layout import ALIGNMENT, Bytes, PartSpec
+from pyendor.layout import ALIGNMENT, Bytes
 from pyendor.metadata import TensorMeta
 
-MIN_SAVING = 0.05
-HEADER_SHARE = 512  # bytes of header that W-7 counts for an encoded tensor
 DENSE_ALIGNMENT = 8  # what the safetensors package pads a header to
 
 Progress = Callable[[int], None]
@@ -34,7 +32,8 @@ class TensorSource:
         name, dtype, shape: as in a safetensors header.
         nbytes: its dense size.
         read: gives its data, ``uint8 [nbytes]``; called up to twice, with the same result.
-        encoded: the same tensor encoded, if it is at hand; it is checked, and need not be encoded again.
+        encoded: the same tensor encoded, if it is at hand; it is checked, and need not be encoded again
+            unless other values are asked for.
     """
 
     name: str
@@ -52,20 +51,25 @@ class TensorSource:
             raise UsageError(f"tensor {quote(self.name)} {found}")
         return data
 
-    def count(self, backend: str | None) -> int:
-        """How many elements are stored if it is encoded."""
-        if self.encoded is not None:
-            return self.encoded.nnz
-        return backends.get(backend).count(self.checked_read(), dtypes.BY_NAME[self.dtype].itemsize)
+    def choose(self, values: Values, min_saving: float | None, backend: str | None) -> TensorMeta | None:
+        """How it is encoded, the digest left out; None if it stays plain (W-7, W-10)."""
+        if self.encoded is not None and values in {"auto", self.encoded.meta.values}:
+            meta = replace(self.encoded.meta, digest=None)
+            return meta if choice.distinct(meta) and choice.worth(meta, min_saving) else None
+        survey = take_survey(self.checked_read(), self.dtype, values, backend)
+        return choice.choose(self.dtype, self.shape, survey, values, min_saving)
 
-    def encode(self, backend: str | None) -> EncodedTensor:
-        """The tensor encoded, under its name and with its digest."""
-        if self.encoded is None:
-            return EncodedTensor.encode(
-                self.name, self.dtype, self.shape, self.checked_read(), backend=backend
-            )
-        self.encoded.validate(backend=backend)
-        return self.encoded.renamed(self.name)
+    def encode(self, meta: TensorMeta, backend: str | None) -> EncodedTensor:
+        """The tensor encoded so, under its name and with its digest."""
+        if self.encoded is not None and replace(self.encoded.meta, digest=None) == meta:
+            self.encoded.validate(backend=backend)
+            return self.encoded.renamed(self.name)
+        dense = self.checked_read()
+        try:
+            return EncodedTensor.filled(self.name, meta, dense, backend=backend)
+        except ValueError as error:
+            found = f"tensor {quote(self.name)} changed while it was being written"
+            raise UsageError(found) from error
 
 
 def write(
@@ -73,6 +77,7 @@ def write(
     sources: Sequence[TensorSource],
     user_metadata: Mapping[str, str] | None = None,
     *,
+    values: Values = "auto",
     min_saving: float | None = MIN_SAVING,
     progress: Progress | None = None,
     backend: str | None = None,
@@ -86,17 +91,24 @@ def write(
         stream: seekable; written from its present position on.
         sources: the tensors; names are unique.
         user_metadata: for ``__metadata__``; ``format`` is ``pt`` unless given here.
+        values: ``auto`` takes for each tensor what is smallest; ``raw`` only what readers of version 1.0
+            know; ``split`` what is smallest of the split ones, where a dtype has them.
         min_saving: encode a tensor only where that saves this share of its size (W-7); None encodes
             every tensor that can be.
         progress: called with dense bytes as they are done, half of them in each pass.
         backend: the codec to use.
     """
     _check_arguments(sources, user_metadata, min_saving)
-    plan = _plan(sources, min_saving, backend, progress)
+    choice.check(values)
+    plan = _plan(sources, values, min_saving, backend, progress)
     encoded = [source for source in sources if source.name in plan]
     plain = sorted((source for source in sources if source.name not in plan), key=_bits, reverse=True)
     entries = _place(
-        [physical for source in encoded for physical in _parts(source, plan[source.name])]
+        [
+            (spec.name(source.name), spec.dtype, spec.shape, spec.nbytes)
+            for source in encoded
+            for spec in layout.part_specs(plan[source.name])
+        ]
         + [(source.name, source.dtype, source.shape, source.nbytes) for source in plain]
     )
     members = {"format": "pt"} | dict(user_metadata or {})
@@ -104,9 +116,7 @@ def write(
     header = container.build(entries, members | {metadata.KEY: metadata.build(plan)}, ALIGNMENT)
     stream.write(header)
     for source in encoded:
-        tensor = source.encode(backend)
-        if tensor.nnz != plan[source.name].nnz:
-            raise UsageError(f"tensor {quote(source.name)} changed while it was being written")
+        tensor = source.encode(replace(plan[source.name], digest=None), backend)
         plan[source.name] = tensor.meta
         for part in tensor.parts.values():
             stream.write(part.data)
@@ -149,24 +159,9 @@ def write_dense(
         _report(progress, source.nbytes)
 
 
-def worth_encoding(
-    shape: tuple[int, ...],
-    nbytes: int,
-    specs: Sequence[PartSpec],
-    min_saving: float | None = MIN_SAVING,
-) -> bool:
-    """Whether a tensor of this shape and dense size is encoded, given its parts (W-7)."""
-    if shape == (specs[0].length,):
-        return False  # T-5
-    if min_saving is None:
-        return True
-    # Exact arithmetic: the same decision on every machine, at the very edge too.
-    stored = sum(spec.nbytes for spec in specs) + HEADER_SHARE
-    return stored <= nbytes * (1 - Fraction(str(min_saving)))
-
-
 def _plan(
     sources: Sequence[TensorSource],
+    values: Values,
     min_saving: float | None,
     backend: str | None,
     progress: Progress | None,
@@ -184,22 +179,13 @@ def _plan(
             continue
         if f"{source.name}.{metadata.KEY}" in taken or metadata.belonging(names, source.name):
             continue  # another tensor would be taken for a part of this one, or share its parts (T-1)
-        numel = container.numel(source.shape)
-        nnz = source.count(backend)
-        specs = layout.part_specs(source.dtype, numel, nnz)
-        if worth_encoding(source.shape, source.nbytes, specs, min_saving):
-            digest = f"{DIGEST}:{'0' * 16}"
-            plan[source.name] = TensorMeta(source.dtype, source.shape, "bitmap", "raw", nnz, digest)
+        meta = source.choose(values, min_saving, backend)
+        if meta is not None:
+            plan[source.name] = replace(meta, digest=f"{DIGEST}:{'0' * 16}")
     return plan
 
 
 _Physical = tuple[str, str, tuple[int, ...], int]
-
-
-def _parts(source: TensorSource, meta: TensorMeta) -> list[_Physical]:
-    assert meta.nnz is not None
-    specs = layout.part_specs(meta.dtype, meta.numel, meta.nnz)
-    return [(spec.name(source.name), spec.dtype, (spec.length,), spec.nbytes) for spec in specs]
 
 
 def _place(tensors: Iterable[_Physical]) -> list[Entry]:
