@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyendor import convert, dtypes, prune
+from pyendor import backends, choice, convert, dtypes, layout, prune, reference
+from pyendor.dtypes import DType
+from pyendor.metadata import TensorMeta
 from pyendor.numpy import save
 
 ROOT = Path(__file__).resolve().parent.parent
+SPLITTABLE = [dtype for dtype in dtypes.TABLE if dtype.splittable]
 ENCODABLE = [dtype for dtype in dtypes.TABLE if dtype.encodable]
 
 
@@ -24,6 +27,36 @@ def sparse_bytes(rng: np.random.Generator, numel: int, itemsize: int, density: f
     words = rng.integers(0, 256, (numel, itemsize), dtype=np.uint8)
     words[rng.random(numel) >= density] = 0
     return words.reshape(-1)
+
+
+def some_floats(rng: np.random.Generator, numel: int, dtype: DType, density: float = 0.5) -> np.ndarray:
+    """Elements as ``uint8``: such as a trained layer has, some zero, and one in a hundred with any bits."""
+    row = dtype.to_numpy()
+    weights = (rng.standard_normal(numel, dtype=np.float32) * 0.05).astype(row).view(f"<u{dtype.itemsize}")
+    any_bits = rng.integers(0, 1 << dtype.bits, numel, dtype=np.uint64).astype(weights.dtype)
+    words = np.where(rng.random(numel) < 0.01, any_bits, weights)
+    words[rng.random(numel) >= density] = 0
+    return words.view(np.uint8)
+
+
+def encodings(dense: np.ndarray, dtype: DType, shape: tuple[int, ...] | None = None) -> list[TensorMeta]:
+    """All ways to encode this data."""
+    shape = shape or (dense.size // dtype.itemsize,)
+    return choice.candidates(dtype.name, shape, reference.survey(dense, dtype))
+
+
+def encode(codec: backends.Codec, meta: TensorMeta, dense: np.ndarray) -> dict[str, np.ndarray]:
+    """The parts that a codec makes of dense data."""
+    parts = {spec.role: np.zeros(spec.nbytes, np.uint8) for spec in layout.part_specs(meta)}
+    codec.encode(dense, meta, parts)
+    return parts
+
+
+def decode(codec: backends.Codec, meta: TensorMeta, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What a codec makes of parts, in memory that held something else."""
+    out = np.full(meta.numel * dtypes.BY_NAME[meta.dtype].itemsize, 0x5A, np.uint8)
+    codec.decode(meta, parts, out)
+    return out
 
 
 def raw_file(header: Mapping[str, Any] | bytes, data: bytes = b"") -> bytes:

@@ -12,6 +12,7 @@ from conftest import entry, raw_file
 
 from pyendor import file, layout
 from pyendor.errors import FormatError, UnsupportedError
+from pyendor.metadata import Split, TensorMeta
 from pyendor.numpy import save
 
 
@@ -189,6 +190,25 @@ def test_many_alike_names_take_no_quadratic_time() -> None:
 def test_parts_have_the_lengths_of_the_table(
     dtype: str, numel: int, nnz: int, lengths: tuple[int, ...]
 ) -> None:
-    specs = layout.part_specs(dtype, numel, nnz)
-    assert tuple(spec.length for spec in specs) == lengths
+    specs = layout.part_specs(TensorMeta(dtype, (numel,), "bitmap", "raw", nnz))
+    assert tuple(spec.shape for spec in specs) == tuple((length,) for length in lengths)
+    assert all(spec.nbytes % 64 == 0 for spec in specs)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "numel", "nnz", "split", "shapes"),
+    [
+        ("BF16", 0, 0, Split(2, 7, 0), [(0, 80), (0,), (2, 8), (0,), (0, 3)]),
+        ("BF16", 1, 1, Split(1, 0, 1), [(8, 16), (64,), (2, 8), (64,), (64, 3)]),
+        ("F16", 4096 * 64 + 1, 513, Split(4, 10, 65), [(16, 120), (32832,), (2, 72), (128,), (128, 3)]),
+        ("F32", 4096, None, Split(3, 23, 64), [(64, 216), (1, 8), (64,), (64, 3)]),
+        ("F8_E4M3", 513, None, Split(1, 3, 0), [(16, 40), (1, 8), (64,), (0, 3)]),
+    ],
+)
+def test_parts_of_split_values(
+    dtype: str, numel: int, nnz: int | None, split: Split, shapes: list[tuple[int, ...]]
+) -> None:
+    positions = "all" if nnz is None else "bitmap"
+    specs = layout.part_specs(TensorMeta(dtype, (numel,), positions, "split", nnz, split=split))
+    assert [spec.shape for spec in specs] == shapes
     assert all(spec.nbytes % 64 == 0 for spec in specs)

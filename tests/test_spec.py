@@ -13,15 +13,15 @@ import pytest
 import xxhash
 from conftest import ROOT
 
-from pyendor import container, dtypes, file, jsontext, layout, metadata, writer
+from pyendor import choice, container, dtypes, file, jsontext, layout, metadata, reference
 from pyendor.encoded import EncodedTensor
 from pyendor.numpy import save
 
 SPEC = (ROOT / "spec" / "endor-1.md").read_text()
 RULES = dict(re.findall(r"^\*\*([A-Z]-\d+)\*\* \((file|reader|writer)\)$", SPEC, re.M))
 CODE = "".join(path.read_text() for path in sorted((ROOT / "pyendor").glob("*.py")))
-RAISED = set(re.findall(r'(?:FormatError|PartError)\(\s*"([A-Z]-\d+)"', CODE)) | set(
-    re.findall(r'parse_shape\([^)]*"([A-Z]-\d+)"\)', CODE)
+RAISED = set(re.findall(r'(?:FormatError|PartError|_fault|_check_zero)\(\s*"([A-Z]-\d+)"', CODE)) | set(
+    re.findall(r'(?:parse_shape|_integer)\([^)]*"([A-Z]-\d+)"\)', CODE)
 )
 
 
@@ -32,7 +32,7 @@ def test_rules_are_numbered_without_gaps() -> None:
 
 
 def test_rules_that_are_mentioned_exist() -> None:
-    mentioned = set(re.findall(r"\b([JCMTBDWKVS]-\d+)\b", SPEC + CODE))
+    mentioned = set(re.findall(r"\b([JCMTBEDWKVS]-\d+)\b", SPEC + CODE))
     assert mentioned <= set(RULES)
 
 
@@ -54,7 +54,9 @@ def test_dtype_table() -> None:
         (jsontext.DEEPEST, r"nested at most (\d+) deep"),
         (jsontext.LARGEST_INTEGER, r"2\^53 − 1 = (\d+)"),
         (layout.BLOCK, r"\*\*block\*\*\n: (\d+) consecutive"),
-        (writer.HEADER_SHARE, r"100 × \(P \+ (\d+)\)"),
+        (choice.HEADER_SHARE["raw"], r"(\d+) with values `raw`"),
+        (choice.HEADER_SHARE["split"], r"`raw`, (\d+) with values `split`"),
+        (layout.GROUP, r"\*\*group\*\*\n: (\d+) stored"),
     ],
 )
 def test_limits(value: int, pattern: str) -> None:
@@ -101,6 +103,32 @@ def test_worked_example_of_two_blocks() -> None:
     assert b"".join(part.tobytes() for part in encoded.parts.values()) == hex_blocks()[1]
     members = encoded.meta.members() | {"digest": encoded.meta.digest}
     assert jsontext.canonical({"t": members}) in SPEC
+
+
+@pytest.mark.parametrize(
+    ("example", "dtype", "shape", "words", "wanted"),
+    [
+        (
+            2,
+            "BF16",
+            (2, 70),
+            [0x3F80, 0xBFC0, 0x3E80, 0xFF80, *[0x3F80] * 66, *[0] * 69, 0x4049],
+            ("bitmap", 2),
+        ),
+        (3, "F8_E4M3", (2, 3), [0x38, 0xB9, 0, 0x42, 0x80, 0x3E], ("all", 1)),
+    ],
+)
+def test_worked_examples_of_split_values(
+    example: int, dtype: str, shape: tuple[int, ...], words: list[int], wanted: tuple[str, int]
+) -> None:
+    row = dtypes.BY_NAME[dtype]
+    dense = np.array(words, f"<u{row.itemsize}").view(np.uint8)
+    for meta in choice.candidates(dtype, shape, reference.survey(dense, row), "split"):
+        if meta.split is not None and (meta.positions, meta.split.w) == wanted:
+            encoded = EncodedTensor.filled("t", meta, dense)
+    assert b"".join(part.tobytes() for part in encoded.parts.values()) == hex_blocks()[example]
+    assert jsontext.canonical({"t": encoded.meta.members() | {"digest": encoded.meta.digest}}) in SPEC
+    assert encoded.decode().tobytes() == dense.tobytes()
 
 
 def test_vectors_of_the_hash() -> None:
@@ -164,7 +192,7 @@ def test_schema_refuses_versions(schema: jsonschema.Draft202012Validator, versio
 
 
 def test_schema_admits_what_later_versions_add(schema: jsonschema.Draft202012Validator) -> None:
-    unknown = {"dtype": "BF16", "positions": "all", "shape": [2, 2], "values": "split", "w": 2}
+    unknown = {"dtype": "BF16", "positions": "all", "shape": [2, 2], "values": "huffman", "w": -2}
     assert schema.is_valid({"version": "1.7", "tensors": {"x": unknown}, "more": [1]})
     for change in ({"dtype": "F4"}, {"positions": "vbyte"}):
         assert schema.is_valid({"version": "1.1", "tensors": {"x": GOOD | change | {"nnz": "many"}}})
