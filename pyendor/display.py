@@ -127,7 +127,7 @@ def print_totals(found: Report) -> None:
         f"{found.numel:,} elements\n"
         f"{sizes}: {100 * saved:.1f} % saved"
     )
-    per_weight = found.encoded_bits_per_weight
+    per_weight = found.bits_per_weight(found.encoded)
     if per_weight is not None:
         console.print(f"encoded tensors: {per_weight:.2f} bits per weight, padding and header included")
     if not found.worth_it:

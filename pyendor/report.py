@@ -126,13 +126,19 @@ class Report:
         return any(row.encoded or row.endor_bytes < row.dense_bytes for row in self.rows)
 
     @property
-    def encoded_bits_per_weight(self) -> float | None:
-        """Bits per element of the encoded tensors, the whole header of their files charged to them."""
-        rows = [row for row in self.rows if row.encoded and row.unsupported is None]
+    def encoded(self) -> tuple[Row, ...]:
+        """The tensors that are encoded, in a way that this build knows."""
+        return tuple(row for row in self.rows if row.encoded and row.unsupported is None)
+
+    @property
+    def pruned(self) -> tuple[Row, ...]:
+        """Those of them of which only a part of the elements is stored."""
+        return tuple(row for row in self.encoded if row.nnz is not None)
+
+    def bits_per_weight(self, rows: Sequence[Row]) -> float | None:
+        """Bits per element of some of its tensors, the whole header of the files charged to them."""
         numel = sum(row.numel for row in rows)
-        if not numel:
-            return None
-        return 8 * (sum(row.stored_bytes for row in rows) + self.header_bytes) / numel
+        return 8 * (sum(row.stored_bytes for row in rows) + self.header_bytes) / numel if numel else None
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON values."""
@@ -148,7 +154,7 @@ class Report:
             "file_bytes": self.file_bytes,
             "dense_bytes": self.dense_bytes,
             "endor_bytes": self.endor_bytes,
-            "encoded_bits_per_weight": self.encoded_bits_per_weight,
+            "encoded_bits_per_weight": self.bits_per_weight(self.encoded),
             "worth_encoding": self.worth_it,
             "tensors": rows,
         }

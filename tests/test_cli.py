@@ -27,10 +27,10 @@ def test_the_main_job(minilm: Path, tmp_path: Path) -> None:
     assert "36 tensors pruned, 50.00 %" in run.stdout
     run = endor("compress", "pruned", "endor", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert "37 of them encoded" in run.stdout
+    assert "40 of them encoded" in run.stdout
     run = endor("inspect", "endor", "--plot", "plot.png", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert "9.04 bits per weight" in run.stdout
+    assert "encoded tensors: 8.88 bits per weight" in run.stdout
     assert (tmp_path / "plot.png").exists()
     layers = endor("inspect", "endor", "--by-layer", cwd=tmp_path).stdout.splitlines()
     assert [line.split()[0] for line in layers[1:8]] == ["0", "1", "2", "3", "4", "5", "other"]
@@ -152,7 +152,7 @@ def test_help_is_honest_about_pruning() -> None:
     for word in ("costs quality", "Wanda", "SparseGPT", "llm-compressor"):
         assert word in text
     assert endor("--version").stdout.startswith("endor ")
-    assert "format 1.0" in endor("--version").stdout
+    assert "format 1.1" in endor("--version").stdout
 
 
 def test_progress_on_a_terminal(sharded: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ import safetensors
 import safetensors.numpy
 from conftest import ROOT, tree
 
-from pyendor import atomic, checkpoint, convert, file, verify, writer
+from pyendor import atomic, checkpoint, convert, file, report, verify, writer
+from pyendor.choice import Values
 from pyendor.errors import FormatError, UsageError
 from pyendor.numpy import save_file
 
@@ -32,13 +33,26 @@ def test_real_model_round_trips_byte_for_byte(pruned: Path, compressed: Path, tm
     assert verify.compare(compressed, pruned) == []
 
 
-def test_real_model_takes_at_most_9_1_bits_per_weight(compressed: Path) -> None:
-    from pyendor import report
-
-    found = report.inspect(compressed)
-    assert found.encoded_bits_per_weight is not None
-    assert found.encoded_bits_per_weight <= 9.1
-    assert sum(row.encoded and "encoder.layer" in row.name for row in found.rows) == 36
+@pytest.mark.parametrize(("values", "version", "most"), [("auto", "1.1", 6.1), ("raw", "1.0", 9.1)])
+def test_bits_per_weight_of_a_real_model(
+    pruned: Path, tmp_path: Path, values: Values, version: str, most: float
+) -> None:
+    convert.compress(pruned, tmp_path / "endor", values=values)
+    found = report.inspect(tmp_path / "endor")
+    assert found.version == version
+    assert len([row for row in found.pruned if "encoder.layer" in row.name]) == 36
+    per_weight = found.bits_per_weight(found.pruned)
+    assert per_weight is not None
+    assert per_weight <= most
+    for row in found.rows:
+        if row.encoded:
+            assert row.floor is not None
+            assert row.bits_per_weight is not None
+            assert row.bits_per_weight - 4 < row.floor < row.bits_per_weight
+    config = json.loads((tmp_path / "endor" / "config.json").read_text())
+    assert config["quantization_config"]["version"] == version
+    convert.decompress(tmp_path / "endor", tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(pruned)
 
 
 def test_decoder_written_from_the_specification_alone(pruned: Path, compressed: Path) -> None:
