@@ -1,4 +1,4 @@
-"""What is measured on, weights like those of a trained layer with some of them zero; and how."""
+"""What is measured on, weights like those of a trained layer of which the smallest are zero; and how."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyperf
 
-from pyendor import layout
+from pyendor import backends, choice, dtypes, layout
+from pyendor.encoded import EncodedTensor
 from pyendor.layout import Bytes
 
 DTYPES = {1: "F8_E4M3", 2: "BF16", 4: "F32", 8: "F64"}
@@ -18,22 +19,27 @@ TILE = 8 << 20  # elements; larger tensors repeat them
 
 
 def weights(numel: int, itemsize: int, density: float) -> Bytes:
-    """Dense bytes, in memory that is aligned and mapped."""
+    """Dense bytes, in memory that is aligned and mapped: pruned by magnitude, the share ``density`` left."""
     rng = np.random.default_rng(SEED)
     tile = min(numel, TILE)
     normal = rng.standard_normal(tile, dtype=np.float32)
-    if itemsize == 2:
-        elements = (normal.view(np.uint32) >> 16).astype(np.uint16)
-    elif itemsize == 1:
-        elements = (normal.view(np.uint32) >> 20).astype(np.uint8) | 1
-    else:
-        elements = normal.astype(f"f{itemsize}").view(f"u{itemsize}")
-    elements[rng.random(tile, dtype=np.float32) >= density] = 0
+    dtype = dtypes.BY_NAME[DTYPES[itemsize]].to_numpy()
+    elements = normal.astype(dtype).view(f"u{itemsize}")
+    elements[np.abs(normal) < np.quantile(np.abs(normal), 1 - density)] = 0
     data = layout.allocate(numel * itemsize)
     whole = data.view(elements.dtype)
     for start in range(0, numel, tile):
         whole[start : start + tile] = elements[: numel - start]
     return data
+
+
+def encode(dense: Bytes, itemsize: int, shape: tuple[int, ...], encoding: str) -> EncodedTensor:
+    """The smallest that this encoding, ``positions/values``, has for the data."""
+    dtype = dtypes.BY_NAME[DTYPES[itemsize]]
+    survey = backends.get().survey(dense, dtype)
+    metas = choice.candidates(dtype.name, shape, survey)
+    mine = [meta for meta in metas if f"{meta.positions}/{meta.values}" == encoding]
+    return EncodedTensor.filled("x", choice.smallest(mine), dense, digest=False)
 
 
 def timed(loops: int, work: Callable[[], object]) -> float:

@@ -1,8 +1,8 @@
-"""Times decoding one sparse BF16 tensor in other formats, one thread, and says how small they are.
+"""Times decoding one BF16 tensor in other formats, one thread, and says how small they are.
 
     python benchmarks/peers.py -o results.json
 
-A 4096 x 11008 matrix of normally distributed weights, half of them zero. Formats whose packages are not
+A 4096 x 11008 matrix of normally distributed weights, the smallest half or 70 % of them zero, or none. Formats whose packages are not
 installed are left out. Each is used as its documentation says. All end in a new dense tensor, but memcpy and
 Endor, whose outputs are used again; pyperf runs it all.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import os
 from collections.abc import Callable
 
@@ -18,90 +19,98 @@ import data
 import numpy as np
 
 from pyendor import parallel
-from pyendor.encoded import EncodedTensor
 
 SHAPE = (4096, 11008)
+TENSORS = {"50 % zero": 0.5, "70 % zero": 0.3, "not pruned": 1.0}
 Decode = Callable[[], object]
 
 
-def _torch_weights() -> object:
+def _torch_weights(tensor: str) -> object:
     import torch
 
     torch.set_num_threads(1)
-    return torch.from_numpy(_dense().view(np.int16)).view(torch.bfloat16).reshape(SHAPE)
+    return torch.from_numpy(_dense(tensor).view(np.int16)).view(torch.bfloat16).reshape(SHAPE)
 
 
 @functools.cache
-def _dense() -> np.ndarray:
-    return data.weights(SHAPE[0] * SHAPE[1], 2, 0.5)
+def _dense(tensor: str) -> np.ndarray:
+    return data.weights(SHAPE[0] * SHAPE[1], 2, TENSORS[tensor])
 
 
-def memcpy() -> tuple[Decode, int]:
-    out = np.ones_like(_dense())
-    return lambda: np.copyto(out, _dense()), _dense().size
+def memcpy(tensor: str) -> tuple[Decode, int]:
+    out = np.ones_like(_dense(tensor))
+    return lambda: np.copyto(out, _dense(tensor)), _dense(tensor).size
 
 
-def endor(backend: str) -> tuple[Decode, int]:
-    encoded = EncodedTensor.encode("x", "BF16", SHAPE, _dense(), digest=False)
-    out = np.ones_like(_dense())
+def endor(tensor: str, encoding: str = "bitmap/split", backend: str = "native") -> tuple[Decode, int]:
+    dense = _dense(tensor)
+    encoded = data.encode(dense, 2, SHAPE, "all/split" if tensor == "not pruned" else encoding)
+    out = np.ones_like(dense)
     return lambda: encoded.decode(out, backend=backend), encoded.nbytes
 
 
-def compressed_tensors() -> tuple[Decode, int]:
+def compressed_tensors(tensor: str) -> tuple[Decode, int]:
     from compressed_tensors.compressors.sparse_compressors import sparse_bitmask
 
-    values, bitmask, offsets = sparse_bitmask.bitmask_compress(_torch_weights())
+    values, bitmask, offsets = sparse_bitmask.bitmask_compress(_torch_weights(tensor))
     size = sum(part.numel() * part.element_size() for part in (values, bitmask, offsets))
     return lambda: sparse_bitmask.bitmask_decompress(values, bitmask, SHAPE), size
 
 
-def torch_csr() -> tuple[Decode, int]:
-    csr = _torch_weights().to_sparse_csr()  # type: ignore[attr-defined]
+def torch_csr(tensor: str) -> tuple[Decode, int]:
+    csr = _torch_weights(tensor).to_sparse_csr()  # type: ignore[attr-defined]
     parts = (csr.values(), csr.col_indices(), csr.crow_indices())
     return csr.to_dense, sum(part.numel() * part.element_size() for part in parts)
 
 
-def zstd() -> tuple[Decode, int]:
+def zstd(tensor: str) -> tuple[Decode, int]:
     import zstandard
 
-    packed = zstandard.ZstdCompressor(3).compress(_dense().tobytes())
+    packed = zstandard.ZstdCompressor(3).compress(_dense(tensor).tobytes())
     return lambda: zstandard.ZstdDecompressor().decompress(packed), len(packed)
 
 
-def blosc2() -> tuple[Decode, int]:
+def blosc2(tensor: str) -> tuple[Decode, int]:
     import blosc2
 
     filters = [blosc2.Filter.SHUFFLE]
     packed = blosc2.compress2(
-        _dense().view(np.int16), codec=blosc2.Codec.ZSTD, clevel=5, filters=filters, typesize=2, nthreads=1
+        _dense(tensor).view(np.int16),
+        codec=blosc2.Codec.ZSTD,
+        clevel=5,
+        filters=filters,
+        typesize=2,
+        nthreads=1,
     )
     return lambda: blosc2.decompress2(packed, nthreads=1), len(packed)
 
 
-def zipnn() -> tuple[Decode, int]:
+def zipnn(tensor: str) -> tuple[Decode, int]:
     from zipnn import ZipNN
 
     codec = ZipNN(input_format="byte", bytearray_dtype="bfloat16", threads=1)
-    packed = codec.compress(_dense().tobytes())
+    packed = codec.compress(_dense(tensor).tobytes())
     return lambda: codec.decompress(packed), len(packed)
 
 
-# Called by its name in the table; the package that it needs, if any; how to set it up.
-PEERS: dict[str, tuple[str | None, Callable[[], tuple[Decode, int]]]] = {
-    "memcpy": (None, memcpy),
-    "Endor": (None, functools.partial(endor, "native")),
-    "Endor, reference codec (NumPy)": (None, functools.partial(endor, "reference")),
-    "compressed-tensors 0.9.4, sparse-bitmask": ("compressed_tensors", compressed_tensors),
-    "torch sparse CSR": ("torch", torch_csr),
-    "zstd, level 3": ("zstandard", zstd),
-    "blosc2, shuffle and zstd 5": ("blosc2", blosc2),
-    "ZipNN": ("zipnn", zipnn),
+# Called by its name in the table; the package that it needs, if any; how to set it up; whether it is only for
+# tensors with zeros.
+PEERS: dict[str, tuple[str | None, Callable[[str], tuple[Decode, int]], bool]] = {
+    "memcpy": (None, memcpy, False),
+    "Endor": (None, endor, False),
+    "Endor, raw values": (None, functools.partial(endor, encoding="bitmap/raw"), True),
+    "Endor, reference codec (NumPy)": (None, functools.partial(endor, backend="reference"), False),
+    "compressed-tensors 0.9.4, sparse-bitmask": ("compressed_tensors", compressed_tensors, True),
+    "torch sparse CSR": ("torch", torch_csr, True),
+    "zstd, level 3": ("zstandard", zstd, False),
+    "blosc2, shuffle and zstd 5": ("blosc2", blosc2, False),
+    "ZipNN": ("zipnn", zipnn, False),
 }
 
 
-def bench(loops: int, peer: str) -> float:
+def bench(loops: int, peer: str, tensor: str) -> float:
     """Times decoding; pyperf calls it in processes of its own."""
-    decode, _ = PEERS[peer][1]()
+    decode, _ = PEERS[peer][1](tensor)
     return data.timed(loops, decode)
 
 
@@ -111,19 +120,22 @@ def main() -> None:
     runner.argparser.add_argument("--stored", type=int, default=0, help="set by the program itself")
     args = runner.parse_args()
     os.environ[parallel.THREADS] = "1"
-    for peer, (package, make) in PEERS.items():
+    for tensor, (peer, (package, make, sparse)) in itertools.product(TENSORS, PEERS.items()):
         if package is not None and importlib.util.find_spec(package) is None:
             continue
+        if sparse and TENSORS[tensor] == 1.0:
+            continue
         if not args.worker:
-            args.stored = make()[1]  # handed on to the processes that measure
+            args.stored = make(tensor)[1]  # handed on to the processes that measure
         facts = {
             "section": "peers",
             "what": peer,
+            "tensor": tensor,
             "threads": 1,
-            "nbytes": _dense().size,
+            "nbytes": _dense(tensor).size,
             "stored": args.stored,
         }
-        runner.bench_time_func(f"peers | {peer}", bench, peer, metadata=facts)
+        runner.bench_time_func(f"peers | {tensor} | {peer}", bench, peer, tensor, metadata=facts)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ README = HERE / "README.md"
 MARKS = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
 MACHINE = {"cpu_count", "cpu_model_name", "python_version", "platform"}
 CASE = {"name", "section", "what", "target", "threads", "itemsize", "density", "nbytes", "stored"}
+CASE |= {"encoding", "tensor"}
+# What results that are older than a key mean.
+MEANT = {"encoding": "bitmap/raw", "tensor": "50 % zero"}
 KEPT = MACHINE | CASE | {"loops", "perf_version", "timer", "unit"}
 TARGETS = {"scalar": "scalar", "avx2": "AVX2", "avx512": "AVX-512", "neon": "NEON"}
 
@@ -32,7 +35,7 @@ class Results:
         suite = pyperf.BenchmarkSuite.load(str(path))
         self.name = path.stem
         self.rows: list[tuple[dict[str, Any], float]] = [
-            (one.get_metadata(), one.median()) for one in suite.get_benchmarks()
+            (MEANT | one.get_metadata(), one.median()) for one in suite.get_benchmarks()
         ]
         self.machine = self.rows[0][0]
 
@@ -112,6 +115,46 @@ def itemsizes_table(results: Results) -> str:
     return "Other sizes of elements, one thread:\n\n" + rows(head, lines)
 
 
+def split_table(results: Results) -> str:
+    text = ""
+    about = {
+        "bitmap/split": "The same with split values, two bits for an exponent (6 bits per weight)",
+        "all/split": "BF16 that is not pruned, split values, three bits for an exponent (11.4 bits per weight)",
+    }
+    kinds = ("decode", "encode", "survey", "validate")
+    for encoding, caption in about.items():
+        lines = []
+        for target in results.values("split", "target"):
+            if target == "auto":
+                continue
+            line = [TARGETS[target]]
+            for what in kinds:
+                for threads in (1, 2) if what == "decode" else (1,):
+                    copy = results.seconds("split", what="memcpy", threads=threads, encoding=encoding)
+                    wanted = {"what": what, "target": target, "threads": threads, "encoding": encoding}
+                    line.append(results.speed("split", 512 << 20, copy, **wanted))
+            lines.append(line)
+        text += f"{caption}:\n\n" + rows(["", "decode, 1 thread", "decode, 2", *kinds[1:]], lines)
+    return text
+
+
+def split_itemsizes_table(results: Results) -> str:
+    sizes, kinds = (1, 4), ("decode", "encode")
+    head = ["", *(f"{what}, {8 * size}-bit" for size in sizes for what in kinds)]
+    lines = []
+    for target in results.values("split itemsizes", "target"):
+        if target == "auto":
+            continue
+        line = [TARGETS[target]]
+        for size in sizes:
+            copy = results.seconds("split itemsizes", what="memcpy", itemsize=size)
+            for what in kinds:
+                wanted = {"what": what, "target": target, "itemsize": size}
+                line.append(results.speed("split itemsizes", 512 << 20, copy, **wanted))
+        lines.append(line)
+    return "Split values of F8_E4M3 and F32, half of them zero, one thread:\n\n" + rows(head, lines)
+
+
 def limit(density: float, itemsize: int = 2) -> float:
     """How much faster than a copy decoding can be if only bytes count: a copy moves two for each."""
     return 2 / (1 + density + 1 / (8 * itemsize) + 8 / (4096 * itemsize))
@@ -123,11 +166,13 @@ def densities_table(results: Results) -> str:
         here = {"density": density}
         copy = results.seconds("densities", what="memcpy", **here)
         speeds = [
-            results.speed("densities", 256 << 20, copy, what=what, **here) for what in ("decode", "encode")
+            results.speed("densities", 256 << 20, copy, what=what, encoding=encoding, **here)
+            for encoding in ("bitmap/raw", "bitmap/split")
+            for what in ("decode", "encode")
         ]
-        lines.append([f"{density:.0%}", *speeds, f"{limit(density):.2f}"])
+        lines.append([f"{density:.0%}", *speeds[:2], f"{limit(density):.2f}", *speeds[2:]])
     return "256 MiB of BF16 by share of stored elements, one thread:\n\n" + rows(
-        ["stored", "decode", "encode", "if only bytes counted"], lines
+        ["stored", "decode", "encode", "if only bytes counted", "decode, split", "encode, split"], lines
     )
 
 
@@ -135,13 +180,16 @@ def sizes_table(results: Results) -> str:
     lines = []
     for nbytes in results.values("sizes", "nbytes"):
         copy = results.seconds("sizes", what="memcpy", nbytes=nbytes)
-        decode = results.seconds("sizes", what="decode", nbytes=nbytes)
         assert copy
-        assert decode
-        size = f"{nbytes >> 10} KiB" if nbytes < 1 << 20 else f"{nbytes >> 20} MiB"
-        times = [f"{1e6 * seconds:,.1f} µs" for seconds in (copy, decode)]
-        lines.append([size, *times, f"{nbytes / decode / 1e9:.1f} ({copy / decode:.2f})"])
-    head = ["dense size", "memcpy", "decode", "decode, GB/s"]
+        line = [f"{nbytes >> 10} KiB" if nbytes < 1 << 20 else f"{nbytes >> 20} MiB", f"{1e6 * copy:,.1f} µs"]
+        for encoding in ("bitmap/raw", "bitmap/split"):
+            decode = results.seconds("sizes", what="decode", nbytes=nbytes, encoding=encoding)
+            if decode is None:
+                line += ["", ""]
+            else:
+                line += [f"{1e6 * decode:,.1f} µs", f"{nbytes / decode / 1e9:.1f} ({copy / decode:.2f})"]
+        lines.append(line)
+    head = ["dense size", "memcpy", "decode", "decode, GB/s", "decode, split", "GB/s"]
     return "One call through Python, by size, one thread:\n\n" + rows(head, lines)
 
 
@@ -163,15 +211,18 @@ def loading_table(results: Results) -> str:
 
 
 def peers_table(results: Results) -> str:
-    copy = results.seconds("peers", what="memcpy")
-    lines = []
-    for facts, seconds in sorted(results.section("peers"), key=lambda row: row[1]):
-        bits = 16 * facts["stored"] / facts["nbytes"]
-        speed = f"{facts['nbytes'] / seconds / 1e9:.2f}"
-        assert copy
-        lines.append([facts["what"], f"{bits:.2f}", speed, f"{copy / seconds:.3f}"])
-    text = "Decoding a 4096 x 11008 BF16 matrix, half of it zero, one thread ([`peers.py`](peers.py)):\n\n"
-    return text + rows(["", "bits per weight", "GB/s", "of memcpy"], lines)
+    text = ""
+    for tensor in results.values("peers", "tensor"):
+        copy = results.seconds("peers", what="memcpy", tensor=tensor)
+        lines = []
+        for facts, seconds in sorted(results.section("peers", tensor=tensor), key=lambda row: row[1]):
+            bits = 16 * facts["stored"] / facts["nbytes"]
+            speed = f"{facts['nbytes'] / seconds / 1e9:.2f}"
+            assert copy
+            lines.append([facts["what"], f"{bits:.2f}", speed, f"{copy / seconds:.3f}"])
+        text += f"Decoding a 4096 x 11008 BF16 matrix, {tensor}, one thread ([`peers.py`](peers.py)):\n\n"
+        text += rows(["", "bits per weight", "GB/s", "of memcpy"], lines)
+    return text
 
 
 def slices_table(results: Results) -> str:
@@ -206,6 +257,8 @@ def table(results: Results) -> str:
     text = f"### {results.name}\n\n{cpu}. GB/s of dense bytes, and (in brackets) of memcpy.\n\n"
     makers = {
         "main": main_table,
+        "split": split_table,
+        "split itemsizes": split_itemsizes_table,
         "itemsizes": itemsizes_table,
         "densities": densities_table,
         "sizes": sizes_table,
@@ -229,22 +282,25 @@ def plot(results: Results) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     densities = results.values("densities", "density")
-    for what in ("decode", "encode"):
+    for what, encoding in (("decode", "bitmap/raw"), ("decode", "bitmap/split"), ("encode", "bitmap/raw")):
         ratios = []
         for density in densities:
             copy = results.seconds("densities", what="memcpy", density=density)
-            seconds = results.seconds("densities", what=what, density=density)
-            assert copy
-            assert seconds
-            ratios.append(copy / seconds)
-        left.plot(densities, ratios, marker="o", label=what)
+            seconds = results.seconds("densities", what=what, density=density, encoding=encoding)
+            if copy and seconds:
+                ratios.append(copy / seconds)
+        if ratios:
+            left.plot(densities, ratios, marker="o", label=f"{what}, {encoding.split('/')[1]} values")
     left.plot(
-        densities, [limit(density) for density in densities], "--", label="decode, if only bytes counted"
+        densities,
+        [limit(density) for density in densities],
+        "--",
+        label="decode raw values, if only bytes counted",
     )
     left.axhline(1, color="gray", linewidth=1)
     left.set(xlabel="share of stored elements", ylabel="speed, memcpy = 1", ylim=(0, None))
     left.legend()
-    for facts, seconds in results.section("peers"):
+    for facts, seconds in results.section("peers", tensor="50 % zero"):
         bits = 16 * facts["stored"] / facts["nbytes"]
         right.plot(bits, facts["nbytes"] / seconds / 1e9, "o")
         right.annotate(facts["what"].split(",")[0], (bits, facts["nbytes"] / seconds / 1e9), fontsize=8)
