@@ -46,6 +46,30 @@ class Case:
 
 def cases(targets: list[str]) -> Iterator[Case]:
     """All of them; in each group the copy comes first."""
+    yield from main_cases(targets)
+    for itemsize in (1, 4, 8):
+        yield Case("itemsizes", "memcpy", itemsize=itemsize)
+        for target in targets:
+            yield Case("itemsizes", "decode", target, itemsize=itemsize)
+            yield Case("itemsizes", "encode", target, itemsize=itemsize)
+    for itemsize in (1, 4):
+        yield Case("split itemsizes", "memcpy", itemsize=itemsize)
+        for target in targets:
+            for what in ("decode", "encode"):
+                yield Case("split itemsizes", what, target, itemsize=itemsize, encoding="bitmap/split")
+    for density in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+        yield Case("densities", "memcpy", density=density, nbytes=256 * MIB)
+        for encoding in ("bitmap/raw", "bitmap/split"):
+            for what in ("decode", "encode"):
+                yield Case("densities", what, density=density, nbytes=256 * MIB, encoding=encoding)
+    for nbytes in (4 << 10, 64 << 10, MIB, 16 * MIB, 1024 * MIB):
+        yield Case("sizes", "memcpy", nbytes=nbytes)
+        for encoding in ("bitmap/raw", "bitmap/split"):
+            yield Case("sizes", "decode", nbytes=nbytes, encoding=encoding)
+
+
+def main_cases(targets: list[str]) -> Iterator[Case]:
+    """What is claimed first: 512 MiB of BF16, raw and split values, and split ones that are not pruned."""
     for threads in (1, 2):
         yield Case("main", "memcpy", threads=threads)
         for target in targets:
@@ -57,25 +81,6 @@ def cases(targets: list[str]) -> Iterator[Case]:
             for target in targets:
                 for what in ("decode", "encode", "survey", "validate"):
                     yield Case("split", what, target, threads, density=density, encoding=encoding)
-    for itemsize in (1, 4):
-        yield Case("split itemsizes", "memcpy", itemsize=itemsize)
-        for target in targets:
-            for what in ("decode", "encode"):
-                yield Case("split itemsizes", what, target, itemsize=itemsize, encoding="bitmap/split")
-    for itemsize in (1, 4, 8):
-        yield Case("itemsizes", "memcpy", itemsize=itemsize)
-        for target in targets:
-            yield Case("itemsizes", "decode", target, itemsize=itemsize)
-            yield Case("itemsizes", "encode", target, itemsize=itemsize)
-    for density in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
-        yield Case("densities", "memcpy", density=density, nbytes=256 * MIB)
-        for encoding in ("bitmap/raw", "bitmap/split"):
-            for what in ("decode", "encode"):
-                yield Case("densities", what, density=density, nbytes=256 * MIB, encoding=encoding)
-    for nbytes in (4 << 10, 64 << 10, MIB, 16 * MIB, 1024 * MIB):
-        yield Case("sizes", "memcpy", nbytes=nbytes)
-        for encoding in ("bitmap/raw", "bitmap/split"):
-            yield Case("sizes", "decode", nbytes=nbytes, encoding=encoding)
 
 
 @functools.cache

@@ -119,7 +119,7 @@ def split_table(results: Results) -> str:
     text = ""
     about = {
         "bitmap/split": "The same with split values, two bits for an exponent (6 bits per weight)",
-        "all/split": "BF16 that is not pruned, split values, three bits for an exponent (11.4 bits per weight)",
+        "all/split": "BF16 that is not pruned, three bits for an exponent (11.4 bits per weight)",
     }
     kinds = ("decode", "encode", "survey", "validate")
     for encoding, caption in about.items():
@@ -295,7 +295,7 @@ def plot(results: Results) -> None:
         densities,
         [limit(density) for density in densities],
         "--",
-        label="decode raw values, if only bytes counted",
+        label="decode, raw, if only bytes counted",
     )
     left.axhline(1, color="gray", linewidth=1)
     left.set(xlabel="share of stored elements", ylabel="speed, memcpy = 1", ylim=(0, None))
