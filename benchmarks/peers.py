@@ -3,8 +3,8 @@
     python benchmarks/peers.py -o results.json
 
 A 4096 x 11008 matrix of normally distributed weights, the smallest half or 70 % of them zero, or none.
-Formats whose packages are not installed are left out. Each is used as its documentation says. All end in a new dense tensor, but memcpy and
-Endor, whose outputs are used again; pyperf runs it all.
+Formats whose packages are not installed are left out. Each is used as its documentation says. All end in a
+new dense tensor, but memcpy and Endor, whose outputs are used again; pyperf runs it all.
 """
 
 from __future__ import annotations
