@@ -197,7 +197,7 @@ def test_weights_one_by_one_name_the_fault(tmp_path: Path, checkpoint: dict[str,
     path = tmp_path / "model.endor.safetensors"
     with ours.safe_open(path, "pt") as opened:
         order = opened.offset_keys()
-        start = opened._file.layout.tensors[order[2]].parts["bitmap"].start
+        start = opened._file.layout.tensors[order[2]].parts["index"].start
     data = bytearray(path.read_bytes())
     data[start] ^= 1
     path.write_bytes(data)
