@@ -1,10 +1,13 @@
 /* The public functions: arguments checked, a target chosen, block after block given to its kernels. */
 #include "endor.h"
 
+#include "copy.h"
 #include "cpu.h"
 #include "kernels.h"
 
 #define LINE 64u
+/* A slice of so many bytes and more is stored past the caches. */
+#define STREAM ((size_t)4 << 20)
 
 static uint64_t roundup(uint64_t count, uint64_t multiple) {
     return (count + multiple - 1) / multiple * multiple;
@@ -293,6 +296,26 @@ endor_status endor_validate(
     return walk(&t, first, stop, NULL, 0, offset);
 }
 
+/* Of rows that are no longer than so many elements, what is so many rows ahead is asked for: memory that is read here and
+ * there is waited for otherwise, while what reads on and on the processor itself foresees. */
+#define SHORT (2 * (uint64_t)ENDOR_BLOCK)
+#define AHEAD 8
+
+/* Asks for what a row of a slice will read. Where its values are is guessed: as if a block's were spread evenly. (Always
+ * inline: GCC takes a function that does nothing but this for one without effect, and leaves the call out.) */
+INLINE void fetch_row(const tensor *t, uint64_t start, uint64_t count) {
+    uint64_t block = start / ENDOR_BLOCK, last = (start + count - 1) / ENDOR_BLOCK;
+    const uint8_t *bitmap = t->parts->bitmap, *values = t->parts->values;
+    uint64_t at = block * (ENDOR_BLOCK / 8), end = smaller((last + 1) * (ENDOR_BLOCK / 8), t->parts->bitmap_size);
+    for (; at < end; at += LINE) __builtin_prefetch(bitmap + at);
+    int64_t low = entry_at(t->parts->index, block), high = entry_at(t->parts->index, block + 1);
+    if (low < 0 || high < low || high > (int64_t)t->nnz || high - low > ENDOR_BLOCK) return;
+    uint64_t stored = (uint64_t)(high - low), first = (uint64_t)low + start % ENDOR_BLOCK * stored / ENDOR_BLOCK;
+    at = first << t->shift;
+    end = smaller((first + count * stored / ENDOR_BLOCK + 1) << t->shift, t->parts->values_size);
+    for (at -= at % LINE; at < end; at += LINE) __builtin_prefetch(values + at);
+}
+
 endor_status endor_slice(
     endor_target target, const endor_parts *parts, size_t itemsize, uint64_t numel, uint64_t nnz,
     uint64_t start, uint64_t count, uint64_t stride, uint64_t rows, void *out, size_t out_size, uint64_t *offset) {
@@ -312,10 +335,13 @@ endor_status endor_slice(
     endor_status status = check_ends(&t, last == t.blocks - 1, offset);
     /* A block that only some elements are taken of is kept for the next row. Of a block that rows come to again, all words
      * are expanded. */
-    int rare = rows == 1 || stride >= ENDOR_BLOCK;
+    int rare = rows == 1 || stride >= ENDOR_BLOCK, fetch = stride >= ENDOR_BLOCK && count <= SHORT;
+    /* What the caches would not keep next to what is read is stored past them. */
+    int stream = out_size >= STREAM;
     uint8_t some[ENDOR_BLOCK * 8], *to = out;
     for (uint64_t row = 0; row < rows && status == ENDOR_OK; row++, start += stride) {
         int64_t rank;
+        if (fetch && rows - row > AHEAD) fetch_row(&t, start + AHEAD * stride, count);
         for (uint64_t i = start; i < start + count && status == ENDOR_OK;) {
             uint64_t block = i / ENDOR_BLOCK, from = i % ENDOR_BLOCK, elements = elements_of(&t, block);
             size_t size = (size_t)smaller(elements - from, start + count - i) << shift;
@@ -333,11 +359,12 @@ endor_status endor_slice(
             } else {
                 status = rank_of(&t, block + 1, &rank, offset);
             }
-            if (!whole && status == ENDOR_OK) memcpy(to, some + (from << shift), size);
+            if (!whole && status == ENDOR_OK) copy_past(to, some + (from << shift), size, stream);
             to += size;
             i += size >> shift;
         }
     }
+    if (stream) copied_past();
     if (status == ENDOR_OK && last == t.blocks - 1) status = check_values_padding(&t, offset);
     return status;
 }
