@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -19,6 +20,10 @@ from pyendor.layout import Bytes, Layout
 from pyendor.storage import LARGE, FileStorage, MemoryStorage, Scratch, Storage
 from pyendor.writer import TensorSource
 
+# Headers that are remembered, and how long one may be: loaders open a file for every tensor, or part of one.
+_REMEMBERED = 8
+_LONGEST_REMEMBERED = 256 << 10
+
 
 def _read_layout(storage: Storage, path: str | None) -> Layout:
     """The header of a file, read and checked; errors name the file."""
@@ -26,13 +31,22 @@ def _read_layout(storage: Storage, path: str | None) -> Layout:
         prefix = storage.read(0, min(container.PREFIX, storage.length)).tobytes()
         length = container.header_length(prefix, storage.length)
         header = storage.read(container.PREFIX, container.PREFIX + length).tobytes()
-        return layout.resolve(container.parse(header, storage.length))
+        resolve = _remembered if length <= _LONGEST_REMEMBERED else _resolve
+        return resolve(header, storage.length)
     except FormatError as error:
         raise error.located(path=path) from None
     except UnsupportedError as error:
         raise UnsupportedError(f"{quote(path)}: {error}" if path else str(error)) from None
     except MemoryError:
         raise UnsupportedError("the header is too large for this machine's memory") from None
+
+
+def _resolve(header: bytes, file_length: int) -> Layout:
+    return layout.resolve(container.parse(header, file_length))
+
+
+# A layout follows from these bytes alone, and is never written to.
+_remembered = functools.lru_cache(_REMEMBERED)(_resolve)
 
 
 class File:
