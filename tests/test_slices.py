@@ -10,7 +10,7 @@ import pytest
 from conftest import sparse_bytes
 
 import pyendor
-from pyendor import backends, file
+from pyendor import backends, file, native
 from pyendor.encoded import EncodedTensor
 from pyendor.errors import FormatError, UsageError
 from pyendor.numpy import safe_open, save_file
@@ -118,6 +118,8 @@ def test_threads_change_nothing(
     monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, threads: str
 ) -> None:
     monkeypatch.setenv("PYENDOR_THREADS", threads)
+    for share in ("_SHARE_OF_RUNS", "_SHARE_OF_RUN"):
+        monkeypatch.setattr(native, share, 100)
     rows, width = 700, 4500
     dense = sparse_bytes(rng, rows * width, 2)
     tensor = EncodedTensor.encode("x", "U16", (rows, width), dense)
