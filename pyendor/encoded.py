@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
-from pyendor import backends, choice, dtypes, jsontext, layout
+from pyendor import backends, choice, dtypes, jsontext, layout, slicing
 from pyendor.choice import Survey, Values
 from pyendor.errors import FormatError, PartError, UnsupportedError, quote
 from pyendor.layout import Bytes
@@ -186,6 +189,41 @@ class EncodedTensor:
         with self._located():
             backends.get(backend).cut(self.meta, self.parts, out, start, count, stride, rows)
         return out
+
+    def take(
+        self,
+        start: int,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        *,
+        out: Bytes | None = None,
+        backend: str | None = None,
+    ) -> Bytes:
+        """The elements ``start + sum(i * stride)``, row-major in ``shape``; otherwise as :meth:`cut`."""
+        outer, (rows, stride), count = slicing.runs(shape, strides)
+        size = math.prod(shape) * self._itemsize
+        out = layout.allocate(size) if out is None else out[:size]
+        at = 0
+        for offset in outer if size else ():
+            at += self.cut(start + offset, count, stride, rows, out=out[at:], backend=backend).size
+        return out
+
+    def __getitem__(self, index: Any) -> npt.NDArray[Any]:
+        """What the dense tensor as a NumPy array would give; only what that needs is decoded.
+
+        BF16 and the 8-bit floats come as the types of ``ml_dtypes``.
+
+        Raises:
+            IndexError: it would raise that too.
+            FormatError: what was read breaks a rule of section 8.
+        """
+        dtype = dtypes.BY_NAME[self.dtype].to_numpy()
+        assert dtype is not None  # every type that can be encoded has one
+        dtype = dtype.newbyteorder("<")
+        view = slicing.basic(self.shape, index)
+        if view is None:
+            return np.array(self.decode().view(dtype).reshape(self.shape)[index])
+        return view.turned(self.take(view.start, view.shape, view.strides).view(dtype))
 
     def validate(self, *, backend: str | None = None) -> None:
         """Checks all rules of section 8 without decoding.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +19,10 @@ from pyendor.layout import Bytes, Layout
 from pyendor.storage import LARGE, FileStorage, MemoryStorage, Scratch, Storage
 from pyendor.writer import TensorSource
 
+# Headers that are remembered, and how long one may be: loaders open a file for every tensor, or part of one.
+_REMEMBERED = 8
+_LONGEST_REMEMBERED = 256 << 10
+
 
 def _read_layout(storage: Storage, path: str | None) -> Layout:
     """The header of a file, read and checked; errors name the file."""
@@ -26,13 +30,22 @@ def _read_layout(storage: Storage, path: str | None) -> Layout:
         prefix = storage.read(0, min(container.PREFIX, storage.length)).tobytes()
         length = container.header_length(prefix, storage.length)
         header = storage.read(container.PREFIX, container.PREFIX + length).tobytes()
-        return layout.resolve(container.parse(header, storage.length))
+        resolve = _remembered if length <= _LONGEST_REMEMBERED else _resolve
+        return resolve(header, storage.length)
     except FormatError as error:
         raise error.located(path=path) from None
     except UnsupportedError as error:
         raise UnsupportedError(f"{quote(path)}: {error}" if path else str(error)) from None
     except MemoryError:
         raise UnsupportedError("the header is too large for this machine's memory") from None
+
+
+def _resolve(header: bytes, file_length: int) -> Layout:
+    return layout.resolve(container.parse(header, file_length))
+
+
+# A layout follows from these bytes alone, and is never written to.
+_remembered = functools.lru_cache(_REMEMBERED)(_resolve)
 
 
 class File:
@@ -132,13 +145,7 @@ class File:
             view = np.lib.stride_tricks.as_strided(words, shape, byte_strides, writeable=False)
             out.view(f"<u{itemsize}").reshape(shape)[...] = view
             return out
-        encoded = self.map_encoded(name)
-        outer, (rows, stride), count = _runs(shape, strides)
-        at = 0
-        for offset in outer:
-            piece = encoded.cut(start + offset, count, stride, rows, out=out[at:], backend=backend)
-            at += piece.size
-        return out
+        return self.map_encoded(name).take(start, shape, strides, out=out, backend=backend)
 
     def load(self, *, verify: bool = False, backend: str | None = None) -> dict[str, Bytes]:
         """The dense bytes of all tensors, in the order of their data, as :meth:`get_bytes` gives them.
@@ -239,22 +246,6 @@ class File:
 
 def _offsets(tensor: layout.Tensor) -> dict[str, int]:
     return {role: part.start for role, part in tensor.parts.items()}
-
-
-def _runs(shape: Sequence[int], strides: Sequence[int]) -> tuple[Iterator[int], tuple[int, int], int]:
-    """A slice as runs: where groups of them begin; in each how many, how far apart; how long they are."""
-    dims: list[tuple[int, int]] = []
-    for size, stride in zip(shape, strides, strict=True):
-        if size == 1:
-            continue
-        if dims and dims[-1][1] == size * stride:
-            dims[-1] = (dims[-1][0] * size, stride)
-        else:
-            dims.append((size, stride))
-    count = dims.pop()[0] if dims and dims[-1][1] == 1 else 1
-    rows = dims.pop() if dims else (1, 0)
-    steps = [range(0, size * stride, stride) if stride else (0,) * size for size, stride in dims]
-    return (sum(offsets) for offsets in itertools.product(*steps)), rows, count
 
 
 def open_file(path: str | os.PathLike[str]) -> File:

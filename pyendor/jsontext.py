@@ -98,7 +98,10 @@ def _kind(value: object) -> str:
 
 def _check_depth(raw: bytes) -> None:
     """J-4, before a recursive parser sees the text; in linear time and bounded memory."""
-    brackets = np.frombuffer(_STRING.sub(b"", raw), np.uint8)
+    outside = _STRING.sub(b"", raw)
+    if outside.count(b"{") + outside.count(b"[") <= DEEPEST:
+        return
+    brackets = np.frombuffer(outside, np.uint8)
     depth = 0
     for start in range(0, brackets.size, _DEPTH_CHUNK):
         depths = depth + np.cumsum(_STEP[brackets[start : start + _DEPTH_CHUNK]], dtype=np.int64)

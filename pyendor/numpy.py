@@ -6,7 +6,6 @@ Plain safetensors files are read too. BF16 and the 8-bit floats come as the type
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyendor import atomic, dtypes, file, writer
+from pyendor import atomic, dtypes, file, slicing, writer
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes, Tensor
@@ -124,27 +123,11 @@ class ArraySlice(Sliceable):
 
     def __getitem__(self, index: Any) -> Array:
         dtype = _dtype(self._tensor)
-        items = index if isinstance(index, tuple) else (index,)
-        if not all(map(_is_basic, items)):
+        view = slicing.basic(self._tensor.shape, index)
+        if view is None:
             return np.array(_array(self._file, self._tensor.name)[index])
-        # An array of that shape that is nowhere: only where its view begins and how it strides is asked.
-        shape = self._tensor.shape
-        steps = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-        nowhere = np.lib.stride_tricks.as_strided(np.empty(1, np.uint8), shape, steps)
-        view = nowhere[index if Ellipsis in items else (*items, ...)]
-        start = view.ctypes.data - nowhere.ctypes.data
-        down = [axis for axis, step in enumerate(view.strides) if step < 0 and view.size]
-        start += sum((view.shape[axis] - 1) * view.strides[axis] for axis in down)
-        data = self._file.cut(self._tensor.name, start, view.shape, [abs(step) for step in view.strides])
-        array: Array = data.view(dtype).reshape(view.shape)
-        return np.flip(array, tuple(down)) if down else array
-
-
-def _is_basic(item: object) -> bool:
-    """Whether indexing with it gives a view and no copy."""
-    if isinstance(item, bool | np.bool_):
-        return False
-    return item is None or item is Ellipsis or isinstance(item, slice | int | np.integer)
+        data = self._file.cut(self._tensor.name, view.start, view.shape, view.strides)
+        return view.turned(data.view(dtype))
 
 
 def _array(opened: file.File, name: str, *, verify: bool = False) -> Array:

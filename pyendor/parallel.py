@@ -35,17 +35,26 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
 
     When it returns, no thread is at work on them any more: they may write to the caller's memory.
     """
-    count = threads()
-    if count == 1 or len(items) < 2:
+    if len(items) < 2 or (count := threads()) == 1:
         return [work(item) for item in items]
     pool = _pool(count)
-    futures = [pool.submit(work, item) for item in items]
+    # Where each item has a thread anyway, the first is done on this one: to hand over takes time as well.
+    here = 1 if len(items) <= count else 0
+    futures = [pool.submit(work, item) for item in items[here:]]
     try:
-        return [future.result() for future in futures]
+        return [*_here_done(work, items[:here]), *(future.result() for future in futures)]
     finally:
         for future in futures:
             future.cancel()
         wait(futures)
+
+
+def _here_done(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    _here.busy = True
+    try:
+        return [work(item) for item in items]
+    finally:
+        _here.busy = False
 
 
 def _mark() -> None:

@@ -127,24 +127,29 @@ class EndorTensor(Tensor):
         """The same as :class:`~pyendor.encoded.EncodedTensor` on the CPU, where it is the same memory."""
         return EncodedTensor(name, self.meta, {role: to_bytes(part) for role, part in self.parts.items()})
 
-    def decode(self, out: Tensor | None = None) -> Tensor:
-        """The dense tensor, in ``out`` if it is given.
+    def decode(self, out: Tensor | None = None, *, device: torch.device | str | int | None = None) -> Tensor:
+        """The dense tensor, in ``out`` if it is given; otherwise new, on ``device`` or where the parts are.
 
         Raises:
             FormatError: the parts break a rule of section 8.
         """
-        if (tuple(self.shape), self.dtype) != (self.meta.shape, _torch_dtype(self.meta)):
-            raise RuntimeError("an encoded tensor was given other memory through .data; assign a new tensor")
+        self._require_own_memory()
         if out is None:
             about = (metadata.entry_text(self.meta), list(self.shape), self.dtype)
             dense: Tensor = torch.ops.endor.decode(list(self.parts.values()), *about)
-            return dense
+            return dense if device is None else dense.to(device)
+        if device is not None and torch.device(device) != out.device:
+            raise ValueError(f"out is on {out.device}, not on {torch.device(device)}")
         if (out.shape, out.dtype) != (self.shape, self.dtype) or not out.is_contiguous():
             raise ValueError(f"out must be a contiguous {self.dtype} tensor of shape {list(self.shape)}")
         if out.device.type == "cpu":
             self.to_encoded().decode(to_bytes(out))
             return out
         return out.copy_(self.decode())
+
+    def _require_own_memory(self) -> None:
+        if (tuple(self.shape), self.dtype) != (self.meta.shape, _torch_dtype(self.meta)):
+            raise RuntimeError("an encoded tensor was given other memory through .data; assign a new tensor")
 
     @property
     def sparsity(self) -> float:
@@ -190,6 +195,8 @@ class EndorTensor(Tensor):
                     key: value for key, value in kwargs.items() if key not in {"dtype", "memory_format"}
                 }
                 return first._each(lambda part: func(part, *args[1:], **options))
+            if func in _CUTTING and (part := _cut(first, func, args[1:], kwargs)) is not None:
+                return part
             if func is torch.ops.aten.copy_.default:
                 return _copy(first, args[1])
             if func is torch.ops.aten.is_pinned.default:
@@ -206,6 +213,24 @@ _KEEPING = {
     torch.ops.aten._to_copy.default,
     torch.ops.aten._pin_memory.default,
 }
+
+
+# Operators that take a part of the elements, of which the others need not be decoded.
+_CUTTING = {torch.ops.aten.slice.Tensor, torch.ops.aten.select.int}
+
+
+def _cut(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor | None:
+    """The part; None where decoding everything is better, or is only noted down, as by torch.compile."""
+    if tensor.device.type != "cpu" or any(type(part) is not Tensor for part in tensor.parts.values()):
+        return None
+    # Of a tensor that is nowhere: where a view of it begins and how it strides is all that is asked.
+    view = func(torch.empty(tensor.shape, dtype=torch.uint8, device="meta"), *args, **options)
+    # Elements one by one cost more than the same number of those beside each other.
+    if view.ndim and view.stride(-1) != 1 and 16 * view.numel() > tensor.numel():
+        return None
+    tensor._require_own_memory()
+    data = tensor.to_encoded().take(int(view.storage_offset()), view.shape, view.stride())
+    return from_bytes(data, tensor.dtype, view.shape)
 
 
 def _copy(into: EndorTensor, source: Tensor) -> EndorTensor:

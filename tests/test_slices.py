@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import sparse_bytes
 
 import pyendor
-from pyendor import backends, file
+from pyendor import backends, dtypes, file, native
 from pyendor.encoded import EncodedTensor
 from pyendor.errors import FormatError, UsageError
 from pyendor.numpy import safe_open, save_file
@@ -104,6 +105,41 @@ def test_only_what_is_handed_out_is_checked(tmp_path: Path, arrays: dict[str, np
             assert caught.value.path == str(path)
 
 
+@pytest.mark.parametrize("backend", list(backends.TABLE))
+@pytest.mark.parametrize("dtype", ["<u4", "bfloat16", "bool"])
+def test_an_encoded_tensor_is_indexed_as_its_array(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, backend: str, dtype: str
+) -> None:
+    monkeypatch.setenv(backends.ENVIRONMENT, backend)
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    row = dtypes.from_numpy(kind)
+    assert row is not None
+    chance = random.Random(1)
+    for shape in ((9, 70, 40), (4100, 3), (), (0, 5)):
+        dense = sparse_bytes(rng, int(np.prod(shape)), row.itemsize) & (1 if dtype == "bool" else 0xFF)
+        array = dense.view(kind).reshape(shape)
+        tensor = EncodedTensor.encode("x", row.name, shape, dense, digest=False)
+        for index in (*(an_index(chance, shape) for _ in range(50)), ..., np.zeros(shape, bool)):
+            try:
+                expected = array[index]
+            except IndexError:
+                with pytest.raises(IndexError):
+                    tensor[index]
+                continue
+            got = tensor[index]
+            assert (got.dtype, got.shape, got.tobytes()) == (kind, expected.shape, expected.tobytes()), index
+
+
+def test_indexing_decodes_what_it_needs(rng: np.random.Generator) -> None:
+    dense = sparse_bytes(rng, 100 * 4096, 2)
+    tensor = EncodedTensor.encode("x", "U16", (100, 4096), dense, digest=False)
+    tensor.parts["bitmap"][512 * 50 + 7] ^= 1
+    assert np.array_equal(tensor[51:], dense.view("<u2").reshape(100, 4096)[51:])
+    for index in (50, (slice(None), 3), [1, 2]):
+        with pytest.raises(FormatError, match="B-6"):
+            tensor[index]
+
+
 def test_runs_that_make_no_sense() -> None:
     tensor = EncodedTensor.encode("x", "U8", (10, 10), np.arange(100, dtype=np.uint8))
     for runs in ((-1, 5), (0, 101), (95, 6), (0, 5, 10, 11), (0, -1), (0, 5, 10, -1)):
@@ -118,6 +154,8 @@ def test_threads_change_nothing(
     monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, threads: str
 ) -> None:
     monkeypatch.setenv("PYENDOR_THREADS", threads)
+    for share in ("_SHARE_OF_RUNS", "_SHARE_OF_RUN"):
+        monkeypatch.setattr(native, share, 100)
     rows, width = 700, 4500
     dense = sparse_bytes(rng, rows * width, 2)
     tensor = EncodedTensor.encode("x", "U16", (rows, width), dense)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,54 @@ def test_operators_decode() -> None:
     assert torch.equal(torch.cat([tensor, dense]), torch.cat([dense, dense]))
     assert torch.equal(tensor.t(), dense.t())
     assert tensor.sum().item() == dense.sum().item()
+
+
+def test_basic_indices_decode_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = weight(300, 5000)
+    tensor = EndorTensor.from_dense(dense)
+    views: list[Callable[[Any], Any]] = [
+        lambda w: w[7:50],
+        lambda w: w[7:50, 20:30],
+        lambda w: w[:, 100:900],
+        lambda w: w[::7],
+        lambda w: w[5],
+        lambda w: w[5, 6],
+        lambda w: w[:, 77],
+        lambda w: w[-3:, None, ..., ::100],
+        lambda w: w.narrow(0, 3, 200),
+        lambda w: w.select(1, 4999),
+        lambda w: w[300:],
+    ]
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("decoded whole")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoded.EncodedTensor, "decode_blocks", never)
+        for view in views:
+            assert torch.equal(view(tensor), view(dense))
+    assert torch.equal(tensor[:, ::2], dense[:, ::2])
+    parameter = torch.nn.Parameter(EndorTensor.from_dense(dense))
+    parameter[3:5].float().sum().backward()
+    assert parameter.grad is not None
+    assert parameter.grad[3:5].eq(1).all()
+    assert parameter.grad.sum() == 2 * 5000
+    for wrong in (300, (0, 5000)):
+        with pytest.raises(IndexError):
+            tensor[wrong]
+    tensor.part_bitmap[5] ^= 1
+    assert torch.equal(tensor[1:], dense[1:])
+    with pytest.raises(FormatError, match="B-6"):
+        tensor[:1]
+
+
+def test_decoding_elsewhere() -> None:
+    dense = weight()
+    tensor = EndorTensor.from_dense(dense)
+    assert torch.equal(tensor.decode(device="cpu"), dense)
+    assert tensor.decode(device="meta").device.type == "meta"
+    with pytest.raises(ValueError, match="out is on"):
+        tensor.decode(out=torch.empty_like(dense), device="meta")
 
 
 def test_saving_makes_no_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
