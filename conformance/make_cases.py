@@ -26,6 +26,7 @@ from corpus import (
     malformed_layout,
     noncanonical,
     slices,
+    split_valid,
     unsupported,
     valid,
 )
@@ -46,6 +47,7 @@ MODULES = [
     encode,
     slices,
     directory,
+    split_valid,
 ]
 
 

@@ -20,6 +20,11 @@ BITS = {
     "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
+# Bits of the exponent and of the mantissa of the dtypes that can be split (section 8.3).
+FLOATS = {
+    "BF16": (8, 7), "F16": (5, 10), "F32": (8, 23), "F8_E4M3": (4, 3), "F8_E4M3FNUZ": (4, 3),
+    "F8_E5M2": (5, 2), "F8_E5M2FNUZ": (5, 2),
+}  # fmt: skip
 ENCODABLE = [dtype for dtype, bits in BITS.items() if bits % 8 == 0]
 
 
@@ -122,6 +127,34 @@ def random_tensor(name: str, dtype: str, shape: list[int], density: int = 40, se
     return Tensor(name, dtype, shape, bytes(out))
 
 
+def floats(
+    name: str,
+    dtype: str,
+    shape: list[int],
+    density: int = 100,
+    seed: int = 1,
+    kept: int | None = None,
+    low: int | None = None,
+    width: int = 4,
+    odd: int = 5,
+) -> Tensor:
+    """Floats, `density` % of them not zero, that keep so many mantissa bits, all if not said.
+
+    Their exponents are the `width` ones from `low` on, but for `odd` % that are any.
+    """
+    bits, most = FLOATS[dtype]
+    kept = most if kept is None else kept
+    low = 2 ** (bits - 1) - 3 if low is None else low
+    source, elements = numbers(seed), []
+    for _ in range(product(shape)):
+        keep, wild, which, sign, mantissa = (next(source) >> 8 for _ in range(5))
+        exponent = which % 2**bits if wild % 100 < odd else low + which % width
+        fraction = mantissa % 2**kept << (most - kept)
+        element = (sign % 2) << (bits + most) | exponent << most | fraction
+        elements.append((element or 1 << most) if keep % 100 < density else 0)
+    return tensor_of(name, dtype, elements, shape)
+
+
 def tensor_of(name: str, dtype: str, elements: list[int], shape: list[int] | None = None) -> Tensor:
     """A tensor with the given bit patterns."""
     size = BITS[dtype] // 8
@@ -182,13 +215,6 @@ def physical(t: Tensor) -> Physical:
 
 def padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 64)
-
-
-# Bits of the exponent and of the mantissa of the dtypes that can be split (section 8.3).
-FLOATS = {
-    "BF16": (8, 7), "F16": (5, 10), "F32": (8, 23), "F8_E4M3": (4, 3), "F8_E4M3FNUZ": (4, 3),
-    "F8_E5M2": (5, 2), "F8_E5M2FNUZ": (5, 2),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -306,6 +332,11 @@ def encoded_as(t: Tensor, how: Split | None = None) -> tuple[list[Physical], dic
 
 
 PARTS = ("", ".endor.bitmap", ".endor.index", ".endor.bases", ".endor.patches")
+
+
+def widths(dtype: str) -> range:
+    """What w may be (M-8)."""
+    return range(1, min(4, FLOATS[dtype][0] - 1) + 1)
 
 
 def digested(entry: dict[str, Any]) -> list[str]:
