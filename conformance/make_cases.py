@@ -26,6 +26,7 @@ from corpus import (
     malformed_layout,
     noncanonical,
     slices,
+    split_invalid,
     split_valid,
     unsupported,
     valid,
@@ -47,6 +48,7 @@ MODULES = [
     encode,
     slices,
     directory,
+    split_invalid,
     split_valid,
 ]
 
