@@ -1,4 +1,4 @@
-"""A strict decoder of the Endor format 1.0, to be read beside its specification.
+"""A strict decoder of the Endor format 1.1, to be read beside its specification.
 
 It uses nothing but the standard library, takes the rules in the order in which the specification
 has them, and names the rule at every check. It is made to be understood, not to be fast.
@@ -264,17 +264,36 @@ def check_layout(tensors: dict[str, Physical], start: int, size: int) -> None:
 
 VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
 DIGEST = re.compile(r"(?!xxh3_64:)[a-z0-9_]+:[0-9a-f]+|xxh3_64:[0-9a-f]{16}")
-KNOWN = {"positions": {"bitmap"}, "values": {"raw"}, "dtype": ENCODABLE}
+
+FLOATS = {  # section 8.3: the bits of the exponent, E, and of the mantissa, M
+    "BF16": (8, 7),
+    "F16": (5, 10),
+    "F32": (8, 23),
+    "F8_E4M3": (4, 3),
+    "F8_E4M3FNUZ": (4, 3),
+    "F8_E5M2": (5, 2),
+    "F8_E5M2FNUZ": (5, 2),
+}
+ENCODINGS = {  # section 8: positions and values, and the dtypes that they have together
+    ("bitmap", "raw"): ENCODABLE,
+    ("bitmap", "split"): set(FLOATS),
+    ("all", "split"): set(FLOATS),
+}
 
 
 class Logical(NamedTuple):
-    """What the user sees. `parts` holds values, bitmap, index; of a plain tensor, itself."""
+    """What the user sees.
+
+    `parts` holds the parts by name, in the order of the table of B-2; of a plain tensor, itself.
+    `meaning` holds those members of the entry that its encoding gives a meaning.
+    """
 
     path: str
+    name: str
     dtype: str
     shape: list[int]
-    parts: list[Physical]
-    nnz: int = 0
+    parts: dict[str, Physical]
+    meaning: dict[str, Any] | None = None  # of encoded tensors only
     digest: str | None = None
     unsupported: str | None = None
 
@@ -306,7 +325,7 @@ def open_file(path: str) -> File:
         for name in physical:
             lost = name.endswith((".endor.index", ".endor.bitmap"))
             check(not lost, "T-6", "a part, but the file has no Endor metadata", name)
-        return File(physical, {name: plain(path, t) for name, t in physical.items()}, [])
+        return File(physical, {name: plain(path, name, t) for name, t in physical.items()}, [])
     try:
         endor = parse_text(metadata["endor"])
     except Invalid as error:
@@ -335,163 +354,359 @@ def open_file(path: str) -> File:
         below = names_below(names, key)
         belonging.update(below, [key])
         if reasons[key]:  # T-7
-            logical[key] = Logical(path, "", [], [], unsupported=reasons[key])
+            logical[key] = Logical(path, key, "", [], {}, unsupported=reasons[key])
         else:
             parts = check_parts(key, entry, below, physical)
-            shape, digest = entry["shape"], entry.get("digest")
-            logical[key] = Logical(path, entry["dtype"], shape, parts, entry["nnz"], digest)
-    others = {name: plain(path, t) for name, t in physical.items() if name not in belonging}
+            dtype, shape, digest = entry["dtype"], entry["shape"], entry.get("digest")
+            meaning = with_meaning(entry)
+            logical[key] = Logical(path, key, dtype, shape, parts, meaning, digest)
+    others = {name: plain(path, name, t) for name, t in physical.items() if name not in belonging}
     return File(physical, {**logical, **others}, keys)
 
 
-def plain(path: str, tensor: Physical) -> Logical:
+def plain(path: str, name: str, tensor: Physical) -> Logical:
     reason = None if tensor.dtype in BITS else f"C-14: dtype {shown(tensor.dtype)}"
-    return Logical(path, tensor.dtype, tensor.shape, [tensor], unsupported=reason)
+    return Logical(path, name, tensor.dtype, tensor.shape, {"itself": tensor}, unsupported=reason)
 
 
 def check_entry(key: str, entry: dict[str, Any]) -> str | None:
-    """Rules M-4 to M-7 for one entry: why it is not supported, or None if it is."""
+    """Rules M-4 to M-8 for one entry: why it is not supported, or None if it is."""
     for member in ("dtype", "positions", "values", *{"digest"} & entry.keys()):
         check(isinstance(entry.get(member), str), "M-4", f"{member} is not a string", key)
     shape = check_shape(entry.get("shape"), "M-4", key)
     if "digest" in entry:
         good = bool(DIGEST.fullmatch(entry["digest"]))
         check(good, "D-1", f"digest {shown(entry['digest'])}", key)
-    for member, values in KNOWN.items():
-        if entry[member] not in values:
-            return f"M-7: {member} {shown(entry[member])}"
-    nnz = entry.get("nnz")
-    check(type(nnz) is int, "M-5", "nnz is not an integer", key)
-    check(nnz != OUT_OF_FORM, "J-5", "nnz is out of form", key)
-    check(nnz <= math.prod(shape), "M-5", f"nnz is {nnz}, more than numel", key)
+    dtype, positions, values = entry["dtype"], entry["positions"], entry["values"]
+    if dtype not in ENCODINGS.get((positions, values), set()):
+        return f"M-7: positions {shown(positions)} with values {shown(values)} for {shown(dtype)}"
+
+    if positions == "bitmap":
+        check_number(entry, "nnz", 0, math.prod(shape), "M-5", key)
+    if values == "split":
+        e_bits, m_bits = FLOATS[dtype]
+        check_number(entry, "w", 1, min(4, e_bits - 1), "M-8", key)
+        check_number(entry, "mantissa", 0, m_bits, "M-8", key)
+        check_number(entry, "patches", 0, stored_elements(entry), "M-8", key)
     return None
+
+
+def check_number(entry: dict[str, Any], member: str, least: int, most: int, rule: str, key: str) -> None:
+    number = entry.get(member)
+    check(type(number) is int, rule, f"{member} is not an integer", key)
+    check(number != OUT_OF_FORM, "J-5", f"{member} is out of form", key)
+    check(least <= number <= most, rule, f"{member} is {number}, not {least} to {shown(most)}", key)
+
+
+def with_meaning(entry: dict[str, Any]) -> dict[str, Any]:
+    """The members that D-2 lists, sorted by name."""
+    members = ["dtype", "positions", "shape", "values"]
+    if entry["positions"] == "bitmap":
+        members += ["nnz"]
+    if entry["values"] == "split":
+        members += ["mantissa", "patches", "w"]
+    return {member: entry[member] for member in sorted(members)}
+
+
+def stored_elements(entry: dict[str, Any]) -> int:
+    """The number n of section 2."""
+    return entry["nnz"] if entry["positions"] == "bitmap" else math.prod(entry["shape"])
 
 
 def check_parts(
     key: str, entry: dict[str, Any], below: list[str], physical: dict[str, Physical]
-) -> list[Physical]:
-    """Rules T-2 to T-5 for one tensor of the encoding bitmap/raw."""
-    numel, itemsize = math.prod(entry["shape"]), BITS[entry["dtype"]] // 8
-    expected = {  # the table of section 8
-        key: (entry["dtype"], roundup(entry["nnz"] * itemsize, 64) // itemsize),
-        f"{key}.endor.bitmap": ("U8", roundup(-(-numel // 8), 64)),
-        f"{key}.endor.index": ("I64", roundup(-(-numel // BLOCK) + 1, 8)),
-    }
-    for name in expected:
+) -> dict[str, Physical]:
+    """Rules T-2 to T-5 for one tensor."""
+    expected = table_of_parts(entry)
+    names = {part: key if part == "values" else f"{key}.endor.{part}" for part in expected}
+    for name in names.values():
         check(name in physical, "T-2", f"no part {shown(name)}", key)
     for name in below:
-        check(name in expected, "T-3", f"{shown(name)} is not one of its parts", key)
-    for name, (dtype, length) in expected.items():
-        part = physical[name]
-        good = part.dtype == dtype and part.shape == [length]
-        message = f"{shown(part.dtype)} {shown(part.shape)}, not {dtype} [{length}]"
-        check(good, "T-4", f"{shown(name)} is {message}", key, part.begin)
+        check(name in names.values(), "T-3", f"{shown(name)} is not one of its parts", key)
+    for part, (dtype, shape) in expected.items():
+        found = physical[names[part]]
+        good = found.dtype == dtype and found.shape == shape
+        message = f"{shown(found.dtype)} {shown(found.shape)}, not {dtype} {shown(shape)}"
+        check(good, "T-4", f"{shown(names[part])} is {message}", key, found.begin)
     check(physical[key].shape != entry["shape"], "T-5", "its part has the logical shape", key)
-    return [physical[name] for name in expected]
+    return {part: physical[name] for part, name in names.items()}
 
 
-# ------------------------------------------------------------------------- 8. bitmap and raw
+def table_of_parts(entry: dict[str, Any]) -> dict[str, tuple[str, list[int]]]:
+    """The table of B-2: dtype and shape of each part that the encoding has, in order."""
+    bitmap, split = entry["positions"] == "bitmap", entry["values"] == "split"
+    numel, n = math.prod(entry["shape"]), stored_elements(entry)
+    blocks = block_count(numel)
+    table: dict[str, tuple[str, list[int]]] = {}
+    if split:
+        table["values"] = ("U8", [roundup(n, 512) // 64, Split.of(entry).row_bytes])
+    else:
+        itemsize = BITS[entry["dtype"]] // 8
+        table["values"] = (entry["dtype"], [roundup(n * itemsize, 64) // itemsize])
+    if bitmap:
+        table["bitmap"] = ("U8", [roundup(-(-numel // 8), 64)])
+    length = roundup(blocks + 1, 8)
+    if bitmap and not split:
+        table["index"] = ("I64", [length])
+    else:
+        table["index"] = ("I64", [bitmap + split, length])  # so many rows
+    if split:
+        table["bases"] = ("U8", [roundup(blocks, 64)])
+        table["patches"] = ("U8", [roundup(entry["patches"], 64), 3])
+    return table
+
+
+# ----------------------------------------------------------------------------- 8. Encodings
 
 BLOCK = 4096
 CHUNK = 1_000_000
 
-Fetch = Callable[[int, int, int], bytes]  # part 0, 1 or 2, from byte, to byte
+Fetch = Callable[[str, int, int], bytes]  # of the part of this name, from byte, to byte
 
 
-def decode(name: str, tensor: Logical, digests: bool) -> tuple[Iterator[bytes], str | None]:
+def block_count(numel: int) -> int:
+    return -(-numel // BLOCK)
+
+
+def decode(tensor: Logical, digests: bool) -> tuple[Iterator[bytes], str | None]:
     """The dense bytes, and the digest algorithm that could not be checked though it was asked.
 
     The tensor is right only if the iterator ends without an exception.
     """
-    if len(tensor.parts) == 1:
-        return read_plain(tensor, tensor.parts[0].begin, tensor.parts[0].end), None
+    if not tensor.meaning:
+        return read_plain(tensor, 0, math.prod(tensor.shape) * BITS[tensor.dtype] // 8), None
     # Each part is read once: the digest, the checks and the elements are of the same bytes (S-3).
-    parts = [read_range(tensor.path, part.begin, part.end) for part in tensor.parts]
-    unverified = check_digest(name, tensor, parts) if digests else None
-    blocks = -(-math.prod(tensor.shape) // BLOCK)
+    parts = {name: read_range(tensor.path, part.begin, part.end) for name, part in tensor.parts.items()}
+    unverified = check_digest(tensor, parts) if digests else None
 
-    def fetch(number: int, begin: int, end: int) -> bytes:
-        return parts[number][begin:end]
+    def fetch(name: str, begin: int, end: int) -> bytes:
+        return parts[name][begin:end]
 
-    return decode_blocks(name, tensor, 0, blocks, fetch), unverified
+    return decode_blocks(tensor, 0, block_count(math.prod(tensor.shape)), fetch), unverified
 
 
-def decode_slice(name: str, tensor: Logical, start: int, stop: int) -> Iterator[bytes]:
+def decode_slice(tensor: Logical, start: int, stop: int) -> Iterator[bytes]:
     """The elements start to stop - 1, of which only the blocks are read (B-11)."""
     bits = BITS[tensor.dtype]
-    if len(tensor.parts) == 1:
+    if not tensor.meaning:
         if start * bits % 8 or stop * bits % 8:
-            raise Unsupported("the slice does not begin and end with a whole byte", name)
-        begin = tensor.parts[0].begin
-        yield from read_plain(tensor, begin + start * bits // 8, begin + stop * bits // 8)
+            raise Unsupported("the slice does not begin and end with a whole byte", tensor.name)
+        yield from read_plain(tensor, start * bits // 8, stop * bits // 8)
     elif start < stop:
 
-        def fetch(number: int, begin: int, end: int) -> bytes:
-            part = tensor.parts[number]
+        def fetch(name: str, begin: int, end: int) -> bytes:
+            part = tensor.parts[name]
             return read_range(tensor.path, part.begin + begin, min(part.begin + end, part.end))
 
-        first, after = start // BLOCK, -(-stop // BLOCK)
-        for b, dense in enumerate(decode_blocks(name, tensor, first, after, fetch), first):
+        first, after = start // BLOCK, block_count(stop)
+        for b, dense in enumerate(decode_blocks(tensor, first, after, fetch), first):
             low, high = max(start - b * BLOCK, 0), stop - b * BLOCK
             yield dense[low * bits // 8 : high * bits // 8]
 
 
 def read_plain(tensor: Logical, begin: int, end: int) -> Iterator[bytes]:
+    start = tensor.parts["itself"].begin
     for at in range(begin, end, CHUNK):
-        yield read_range(tensor.path, at, min(at + CHUNK, end))
+        yield read_range(tensor.path, start + at, start + min(at + CHUNK, end))
 
 
-def decode_blocks(name: str, tensor: Logical, first: int, after: int, fetch: Fetch) -> Iterator[bytes]:
+def decode_blocks(tensor: Logical, first: int, after: int, fetch: Fetch) -> Iterator[bytes]:
     """The dense bytes of the blocks `first` to `after` - 1, one by one."""
-    numel, nnz, size = math.prod(tensor.shape), tensor.nnz, BITS[tensor.dtype] // 8
-    blocks = -(-numel // BLOCK)
-    v_at, m_at, i_at = (part.begin for part in tensor.parts)
+    entry = tensor.meaning or {}
+    bitmap = entry["positions"] == "bitmap"
+    split = Split.of(entry) if entry["values"] == "split" else None
+    numel, n, size = math.prod(tensor.shape), stored_elements(entry), BITS[tensor.dtype] // 8
+    zero = bytes(size)
+    is_last = after == block_count(numel)  # some rules are about what follows the last block
 
-    # The two ends of the index are always checked. Then an entry outside 0 to nnz shows that
-    # some entry is less than the one before it, even if these two are not read.
-    (zeroth,) = struct.unpack("<q", fetch(2, 0, 8))
-    check(zeroth == 0, "B-4", f"entry 0 is {zeroth}", name, i_at)
-    (last,) = struct.unpack("<q", fetch(2, 8 * blocks, 8 * blocks + 8))
-    check(last == nnz, "B-7", f"entry {blocks} is {last}, nnz {nnz}", name, i_at + 8 * blocks)
-    if after == blocks:
-        check_zeros(2, 8 * (blocks + 1), "B-8", name, tensor, fetch)
-
-    index = struct.unpack(f"<{after - first + 1}q", fetch(2, 8 * first, 8 * after + 8))
-    for b, low, high in zip(range(first, after), index, index[1:], strict=False):
+    if bitmap and is_last:
+        check_bitmap_end(tensor, numel, fetch)
+    index = check_index(tensor, first, after, fetch)
+    for b in range(first, after):
+        # Where the stored elements are: bit i of `bits` is 1 if element i of the block is stored.
         count = min(BLOCK, numel - b * BLOCK)
-        # The last block comes with the padding after it, which has to be 0 too.
-        bits = int.from_bytes(fetch(1, 512 * b, 512 * b + 512), "little")
-        offset = m_at + 512 * b + max(bits.bit_length() - 1, 0) // 8
-        check(bits >> count == 0, "B-3", "a bit after the last element", name, offset)
-        offset = i_at + 8 * b + 8
-        good = low <= high and low >= 0 and high <= nnz
-        check(good, "B-5", f"entries {low}, {high} of block {b}, nnz {nnz}", name, offset)
-        ones = bits.bit_count()
-        check(high - low == ones, "B-6", f"block {b}: {high - low}, {ones} bits", name, offset)
-        stored = fetch(0, low * size, high * size)
-        yield expand_block(bits, count, stored, size, name, v_at + low * size)
-    if after == blocks:
-        check_zeros(0, nnz * size, "B-9", name, tensor, fetch)
+        if bitmap:
+            low, high = index["stored"].around(b)
+            bits = int.from_bytes(fetch("bitmap", 512 * b, 512 * b + 512), "little")
+            message = f"block {b}: {high - low} elements, {bits.bit_count()} bits"
+            offset = index["stored"].begin + 8 * b + 8
+            check(high - low == bits.bit_count(), "B-6", message, tensor.name, offset)
+        else:
+            low, high, bits = b * BLOCK, b * BLOCK + count, (1 << count) - 1
+        # What they are: those of rank `low` to `high` - 1, as bytes.
+        if split:
+            stored = split_block(tensor, split, b, low, high, index["patches"], fetch)
+        else:
+            data = fetch("values", low * size, high * size)
+            stored = [data[at : at + size] for at in range(0, len(data), size)]
+        if bitmap and zero in stored:
+            rank = low + stored.index(zero)
+            at = rank // 64 * split.row_bytes if split else rank * size
+            offset = tensor.parts["values"].begin + at
+            raise Invalid("B-10", f"the element of rank {rank} is zero", tensor.name, offset)
+        following = iter(stored)
+        yield b"".join(next(following) if bits >> i & 1 else zero for i in range(count))
+
+    if is_last and not split:
+        check_zeros(tensor, "values", n * size, "B-9", fetch)
+    if is_last and split:
+        check_values_end(tensor, split, n, fetch)
+        check_zeros(tensor, "bases", block_count(numel), "E-4", fetch)
+        check_zeros(tensor, "patches", 3 * entry["patches"], "E-8", fetch)
 
 
-def check_zeros(number: int, used: int, rule: str, name: str, tensor: Logical, fetch: Fetch) -> None:
+def check_zeros(tensor: Logical, name: str, used: int, rule: str, fetch: Fetch) -> None:
     """Checks that a part is 0 after its first `used` bytes."""
-    part = tensor.parts[number]
-    tail = fetch(number, used, part.end - part.begin)
+    part = tensor.parts[name]
+    tail = fetch(name, used, part.end - part.begin)
     bad_at = used + len(tail) - len(tail.lstrip(b"\0"))
-    check(not any(tail), rule, "the padding is not 0", name, part.begin + bad_at)
+    check(not any(tail), rule, f"the padding of {name} is not 0", tensor.name, part.begin + bad_at)
 
 
-def expand_block(bits: int, count: int, stored: bytes, size: int, name: str, offset: int) -> bytes:
-    dense, zero, at = bytearray(count * size), bytes(size), 0
-    for i, bit in enumerate(reversed(f"{bits:b}")):
-        if bit == "1":
-            element = stored[at : at + size]
-            if element == zero:
-                raise Invalid("B-10", "a stored element is zero", name, offset + at)
-            dense[i * size : (i + 1) * size] = element
-            at += size
-    return bytes(dense)
+def check_bitmap_end(tensor: Logical, numel: int, fetch: Fetch) -> None:
+    """B-3."""
+    part = tensor.parts["bitmap"]
+    tail = int.from_bytes(fetch("bitmap", numel // 8, part.end - part.begin), "little")
+    offset = part.begin + numel // 8 + max(tail.bit_length() - 1, 0) // 8
+    check(tail >> numel % 8 == 0, "B-3", "a bit after the last element", tensor.name, offset)
+
+
+class Row(NamedTuple):
+    """A row of the index, or as much of it as is needed."""
+
+    tensor: str
+    begin: int  # the place in the file of entry 0
+    last: int  # what entry nb is
+    first: int  # the number of the first one of `entries`
+    entries: tuple[int, ...]
+
+    def around(self, b: int) -> tuple[int, int]:
+        """Entries b and b + 1: the number of things before block b, and up to its end."""
+        low, high = self.entries[b - self.first : b - self.first + 2]
+        # As the row begins with 0 (B-4) and ends with `last` (B-7), an entry that is not between
+        # them shows that some entry is less than the one before it, even if these are not read.
+        good = 0 <= low <= high <= self.last
+        message = f"entries {low}, {high} of block {b}, the last one is {self.last}"
+        check(good, "B-5", message, self.tensor, self.begin + 8 * b + 8)
+        return low, high
+
+
+def check_index(tensor: Logical, first: int, after: int, fetch: Fetch) -> dict[str, Row]:
+    """B-4, B-8 and B-7; returns the rows, each with its entries `first` to `after`."""
+    entry = tensor.meaning or {}
+    lasts = {}  # of each row that there is, entry nb
+    if entry["positions"] == "bitmap":
+        lasts["stored"] = entry["nnz"]
+    if entry["values"] == "split":
+        lasts["patches"] = entry["patches"]
+    blocks = block_count(math.prod(tensor.shape))
+    length = roundup(blocks + 1, 8)
+
+    def entries(row: int, begin: int, end: int) -> tuple[int, ...]:
+        data = fetch("index", 8 * (row * length + begin), 8 * (row * length + end))
+        return struct.unpack(f"<{end - begin}q", data)
+
+    begins = [tensor.parts["index"].begin + 8 * row * length for row in range(len(lasts))]
+    for row, begin in enumerate(begins):
+        (zeroth,) = entries(row, 0, 1)
+        check(zeroth == 0, "B-4", f"entry 0 of row {row} is {zeroth}", tensor.name, begin)
+    for row, begin in enumerate(begins if after == blocks else []):
+        good = not any(entries(row, blocks + 1, length))
+        offset = begin + 8 * (blocks + 1)
+        check(good, "B-8", f"the padding of row {row} is not 0", tensor.name, offset)
+    for row, (begin, last) in enumerate(zip(begins, lasts.values(), strict=True)):
+        (found,) = entries(row, blocks, blocks + 1)
+        message = f"entry {blocks} of row {row} is {found}, not {last}"
+        check(found == last, "B-7", message, tensor.name, begin + 8 * blocks)
+    return {
+        name: Row(tensor.name, begin, last, first, entries(row, first, after + 1))
+        for row, (begin, (name, last)) in enumerate(zip(begins, lasts.items(), strict=True))
+    }
+
+
+class Split(NamedTuple):
+    """The numbers of section 8.3, by its letters, and what follows from them alone."""
+
+    E: int  # bits of an exponent
+    M: int  # bits of a mantissa
+    m: int  # bits of a mantissa that are kept
+    w: int  # bits of a code
+
+    @staticmethod
+    def of(entry: dict[str, Any]) -> "Split":
+        return Split(*FLOATS[entry["dtype"]], entry["mantissa"], entry["w"])
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a group: 64 times the s = 1 + m bits of a residue and the w bits of a code."""
+        return 8 * (1 + self.m + self.w)
+
+    def pairs(self, rows: bytes) -> list[tuple[int, int]]:
+        """E-1: the residue and the code of every element of some groups."""
+        whole, rest = divmod(1 + self.m, 8)  # P and R
+        pairs = []
+        for at in range(0, len(rows), self.row_bytes):
+            # P bytes of each residue; then planes with one bit of each element. A plane is
+            # eight bytes, and as one number (little-endian) has the bit of element j as its bit j.
+            planes = struct.unpack_from(f"<{rest + self.w}Q", rows, at + 64 * whole)
+            for j in range(64):
+                residue = code = 0
+                for p in range(whole):
+                    residue |= rows[at + 64 * p + j] << 8 * p
+                for q, plane in enumerate(planes[:rest]):
+                    residue |= (plane >> j & 1) << 8 * whole + q
+                for q, plane in enumerate(planes[rest:]):
+                    code |= (plane >> j & 1) << q
+                pairs.append((residue, code))
+        return pairs
+
+    def element(self, residue: int, exponent: int) -> bytes:
+        """The last sentence of section 8.3."""
+        sign, mantissa = divmod(residue, 2**self.m)
+        element = sign << self.E + self.M | exponent << self.M | mantissa << self.M - self.m
+        return element.to_bytes((1 + self.E + self.M) // 8, "little")
+
+
+def split_block(
+    tensor: Logical, split: Split, b: int, low: int, high: int, patches: Row, fetch: Fetch
+) -> list[bytes]:
+    """The stored elements of block b, which are those of rank `low` to `high` - 1."""
+    name, stored, window = tensor.name, high - low, 2**split.w
+    first_group, after_groups = low // 64, -(-high // 64)
+    rows = fetch("values", first_group * split.row_bytes, after_groups * split.row_bytes)
+    begin = low - 64 * first_group  # the first group may begin in the block before
+    pairs = split.pairs(rows)[begin : begin + stored]
+
+    first, after = patches.around(b)
+    base = fetch("bases", b, b + 1)[0]
+    good = base <= 2**split.E - window and (base == 0 or stored > 0)
+    message = f"the base of block {b} is {base}"
+    check(good, "E-3", message, name, tensor.parts["bases"].begin + b)
+    exponents = {}  # those that are in a patch, by rank within the block
+    previous = -1
+    # One patch more than there are elements is enough to break E-5, whatever the index says.
+    data = fetch("patches", 3 * first, 3 * min(after, first + stored + 1))
+    for number, (rank, exponent) in enumerate(struct.iter_unpack("<HB", data), first):
+        what, offset = f"patch {number}", tensor.parts["patches"].begin + 3 * number
+        message = f"{what} is of rank {rank}, after {previous}, of {stored} in the block"
+        check(previous < rank < stored, "E-5", message, name, offset)
+        good = exponent < 2**split.E and not base <= exponent < base + window
+        check(good, "E-6", f"{what} is {exponent}, the base {base}", name, offset)
+        check(pairs[rank][1] == 0, "E-7", f"the code under {what} is not 0", name, offset)
+        exponents[rank] = exponent
+        previous = rank
+    return [
+        split.element(residue, exponents.get(rank, base + code)) for rank, (residue, code) in enumerate(pairs)
+    ]
+
+
+def check_values_end(tensor: Logical, split: Split, n: int, fetch: Fetch) -> None:
+    """E-2: the last group with elements may have room for more, and others may follow it."""
+    part = tensor.parts["values"]
+    at = n // 64 * split.row_bytes
+    beyond = split.pairs(fetch("values", at, part.end - part.begin))[n % 64 :]
+    good = all(residue == code == 0 for residue, code in beyond)
+    check(good, "E-2", f"a bit of an element of rank {n} or above", tensor.name, part.begin + at)
 
 
 # -------------------------------------------------------------------------------- 9. Digest
@@ -571,19 +786,17 @@ def accumulate(lanes: list[int], data: bytes, at: int, key: int) -> None:
         lanes[j] = lanes[j] + (keyed & 0xFFFFFFFF) * (keyed >> 32) & MASK
 
 
-def check_digest(name: str, tensor: Logical, parts: list[bytes]) -> str | None:
+def check_digest(tensor: Logical, parts: dict[str, bytes]) -> str | None:
     """D-2; returns the algorithm if it is an unknown one (D-4)."""
     if tensor.digest is None:
         return None
     algorithm, digits = tensor.digest.split(":")
     if algorithm != "xxh3_64":
         return algorithm
-    entry = {"dtype": tensor.dtype, "nnz": tensor.nnz, "positions": "bitmap"}
-    entry |= {"shape": tensor.shape, "values": "raw"}
     # With these arguments json.dumps gives the canonical text: it escapes what section 4 does.
-    text = json.dumps({name: entry}, ensure_ascii=False, separators=(",", ":"))
-    computed = f"{xxh3_64(text.encode() + b''.join(parts)):016x}"
-    check(computed == digits, "D-2", f"the digest is {digits}, computed {computed}", name)
+    text = json.dumps({tensor.name: tensor.meaning}, ensure_ascii=False, separators=(",", ":"))
+    computed = f"{xxh3_64(text.encode() + b''.join(parts.values())):016x}"
+    check(computed == digits, "D-2", f"the digest is {digits}, computed {computed}", tensor.name)
     return None
 
 
@@ -717,7 +930,7 @@ def run_decode(path: str, digests: bool) -> Answer:
             listed.append({"name": name, "unsupported": tensor.unsupported})
             reasons.append(f"{shown(name)}: {tensor.unsupported}")
             continue
-        chunks, unverified = decode(name, tensor, digests)
+        chunks, unverified = decode(tensor, digests)
         line = {"name": name, "dtype": tensor.dtype, "shape": tensor.shape}
         line["sha256"] = sha256(chunks)
         if unverified:
@@ -738,7 +951,7 @@ def run_slice(path: str, name: str, start: int, stop: int) -> Answer:
         raise Unsupported(tensor.unsupported, name)
     if not 0 <= start <= stop <= math.prod(tensor.shape):
         raise Unsupported("the slice is not within the tensor", name)
-    return 0, {"result": "accept", "sha256": sha256(decode_slice(name, tensor, start, stop))}
+    return 0, {"result": "accept", "sha256": sha256(decode_slice(tensor, start, stop))}
 
 
 def answer(args: list[str]) -> Answer:
