@@ -26,6 +26,10 @@ from corpus import (
     malformed_layout,
     noncanonical,
     slices,
+    split_encode,
+    split_invalid,
+    split_slices,
+    split_valid,
     unsupported,
     valid,
 )
@@ -46,6 +50,10 @@ MODULES = [
     encode,
     slices,
     directory,
+    split_encode,
+    split_invalid,
+    split_slices,
+    split_valid,
 ]
 
 
