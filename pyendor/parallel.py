@@ -35,8 +35,7 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
 
     When it returns, no thread is at work on them any more: they may write to the caller's memory.
     """
-    count = threads()
-    if count == 1 or len(items) < 2:
+    if len(items) < 2 or (count := threads()) == 1:
         return [work(item) for item in items]
     pool = _pool(count)
     # Where each item has a thread anyway, the first is done on this one: to hand over takes time as well.
