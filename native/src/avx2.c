@@ -49,5 +49,33 @@ TARGET INLINE wide wide_zeros_2(wide v) { return _mm256_cmpeq_epi16(v, _mm256_se
 TARGET INLINE wide wide_zeros_4(wide v) { return _mm256_cmpeq_epi32(v, _mm256_setzero_si256()); }
 TARGET INLINE wide wide_zeros_8(wide v) { return _mm256_cmpeq_epi64(v, _mm256_setzero_si256()); }
 
+TARGET INLINE void bytes_of(const uint8_t *rows, unsigned count, uint8_t plane[64]) {
+    const wide places = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const wide bits = _mm256_set1_epi64x((long long)0x8040201008040201);
+    for (unsigned j = 0; j < 64; j += 32) {
+        wide bytes = _mm256_setzero_si256();
+        for (unsigned q = 0; q < count; q++) {
+            int row;
+            memcpy(&row, rows + 8 * q + j / 8, sizeof row);
+            wide picked = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(row), places), bits);
+            wide ones = _mm256_cmpeq_epi8(picked, bits);
+            bytes = _mm256_or_si256(bytes, _mm256_and_si256(ones, _mm256_set1_epi8((char)(1 << q))));
+        }
+        _mm256_storeu_si256((void *)(plane + j), bytes);
+    }
+}
+
+TARGET INLINE void rows_of(const uint8_t plane[64], unsigned count, uint8_t *rows) {
+    for (unsigned j = 0; j < 64; j += 32)
+        for (unsigned q = 0; q < count; q++) {
+            int row = _mm256_movemask_epi8(_mm256_sll_epi16(load_wide(plane + j), _mm_cvtsi32_si128((int)(7 - q))));
+            memcpy(rows + 8 * q + j / 8, &row, sizeof row);
+        }
+}
+
+TARGET INLINE void move(const uint8_t *from, uint8_t *out, int stream) {
+    for (unsigned i = 0; i < 64; i += 16) put(out + i, load(from + i), stream);
+}
+
 #include "target.h"
 #endif

@@ -39,6 +39,38 @@ VECTOR(2, __mmask32, epi16)
 VECTOR(4, __mmask16, epi32)
 VECTOR(8, __mmask8, epi64)
 
+/* Of those sizes that are split. Bytes are shifted in pairs: what comes from the other one has to be masked off. */
+#define SPLIT_VECTOR(size, bits, shifted)                                                          \
+    TARGET INLINE __m512i all_##size(unsigned element) { return _mm512_set1_epi##bits((int##bits##_t)element); } \
+    TARGET INLINE __m512i left_##size(__m512i v, unsigned by) {                                    \
+        return _mm512_sll_epi##shifted(v, _mm_cvtsi32_si128((int)by));                             \
+    }                                                                                              \
+    TARGET INLINE __m512i right_##size(__m512i v, unsigned by) {                                   \
+        return _mm512_srl_epi##shifted(v, _mm_cvtsi32_si128((int)by));                             \
+    }                                                                                              \
+    TARGET INLINE __m512i added_##size(mask_##size m, __m512i v, __m512i w) {                      \
+        return _mm512_mask_add_epi##bits(v, m, v, w);                                              \
+    }                                                                                              \
+    TARGET INLINE __m512i less_##size(__m512i v, __m512i w) { return _mm512_sub_epi##bits(v, w); } \
+    TARGET INLINE __m512i masked_##size(mask_##size m, __m512i v) { return _mm512_maskz_mov_epi##bits(m, v); }   \
+    TARGET INLINE mask_##size below_##size(__m512i v, __m512i w) { return _mm512_cmplt_epu##bits##_mask(v, w); } \
+    TARGET INLINE mask_##size common_##size(__m512i v, __m512i w) { return _mm512_test_epi##bits##_mask(v, w); }
+
+SPLIT_VECTOR(1, 8, 16)
+SPLIT_VECTOR(2, 16, 16)
+SPLIT_VECTOR(4, 32, 32)
+
+/* As many bytes as a vector has elements, to the lower ends of these, and back. */
+TARGET INLINE __m512i widened_1(const uint8_t *p) { return _mm512_loadu_si512(p); }
+TARGET INLINE __m512i widened_2(const uint8_t *p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const void *)p)); }
+TARGET INLINE __m512i widened_4(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p)); }
+TARGET INLINE void narrowed_1(uint8_t *out, __m512i v) { _mm512_storeu_si512(out, v); }
+TARGET INLINE void narrowed_2(uint8_t *out, __m512i v) { _mm256_storeu_si256((void *)out, _mm512_cvtepi16_epi8(v)); }
+TARGET INLINE void narrowed_4(uint8_t *out, __m512i v) { _mm_storeu_si128((void *)out, _mm512_cvtepi32_epi8(v)); }
+
+/* (a & b) | c */
+TARGET INLINE __m512i and_or(__m512i a, __m512i b, __m512i c) { return _mm512_ternarylogic_epi64(a, b, c, 0xEA); }
+
 TARGET INLINE void put(uint8_t *out, __m512i v, int stream) {
     if (stream == WIDEST) {
         _mm512_stream_si512((void *)out, v);
@@ -50,6 +82,10 @@ TARGET INLINE void put(uint8_t *out, __m512i v, int stream) {
     } else {
         _mm512_storeu_si512((void *)out, v);
     }
+}
+
+TARGET INLINE void move(const uint8_t *from, uint8_t *out, int stream) {
+    put(out, _mm512_loadu_si512(from), stream);
 }
 
 #include "target.h"

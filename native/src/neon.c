@@ -53,5 +53,32 @@ INLINE wide wide_zeros_2(wide v) { return zeros_2(v); }
 INLINE wide wide_zeros_4(wide v) { return zeros_4(v); }
 INLINE wide wide_zeros_8(wide v) { return zeros_8(v); }
 
+INLINE void bytes_of(const uint8_t *rows, unsigned count, uint8_t plane[64]) {
+    static const uint8_t weights[8] = {1, 2, 4, 8, 16, 32, 64, 128};
+    vector bits = vcombine_u8(vld1_u8(weights), vld1_u8(weights));
+    for (unsigned j = 0; j < 64; j += 16) {
+        vector bytes = vdupq_n_u8(0);
+        for (unsigned q = 0; q < count; q++) {
+            const uint8_t *row = rows + 8 * q + j / 8;
+            vector ones = vtstq_u8(vcombine_u8(vdup_n_u8(row[0]), vdup_n_u8(row[1])), bits);
+            bytes = vorrq_u8(bytes, vandq_u8(ones, vdupq_n_u8((uint8_t)(1u << q))));
+        }
+        vst1q_u8(plane + j, bytes);
+    }
+}
+
+INLINE void rows_of(const uint8_t plane[64], unsigned count, uint8_t *rows) {
+    for (unsigned q = 0; q < count; q++) {
+        vector zeros[4], bit = vdupq_n_u8((uint8_t)(1u << q));
+        for (unsigned i = 0; i < 4; i++) zeros[i] = vceqzq_u8(vandq_u8(vld1q_u8(plane + 16 * i), bit));
+        uint64_t row = word_of_zeros(zeros[0], zeros[1], zeros[2], zeros[3]);
+        memcpy(rows + 8 * q, &row, sizeof row);
+    }
+}
+
+INLINE void move(const uint8_t *from, uint8_t *out, int stream) {
+    for (unsigned i = 0; i < 64; i += 16) put(out + i, load(from + i), stream);
+}
+
 #include "target.h"
 #endif

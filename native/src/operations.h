@@ -4,3 +4,8 @@
 #include "expand.h"
 #include "compress.h"
 #include "scan.h"
+
+/* No element that is split has 8 bytes. */
+#if SIZE <= 4
+#include "split.h"
+#endif

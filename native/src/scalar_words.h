@@ -47,3 +47,7 @@ INLINE uint64_t EACH(zero_word)(const uint8_t *values) {
     }
     return found;
 }
+
+#if SIZE <= 4
+#include "split_words.h"
+#endif

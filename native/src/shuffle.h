@@ -1,7 +1,7 @@
 /* Where elements go, looked up by their bits: for targets with a shuffle of 16 bytes, AVX2 and NEON, and for none.
  *
- * A group is what goes through one shuffle: 16 bytes of elements, but no more than 8 elements, or the tables would be
- * too large. For all the bits that a group can have, the tables say which byte of the source goes to each byte of the
+ * A cluster is what goes through one shuffle: 16 bytes of elements, but no more than 8 elements, or the tables would be
+ * too large. For all the bits that a cluster can have, the tables say which byte of the source goes to each byte of the
  * result; ENDOR_NONE for none. Shuffles make it 0, and its low half is a place behind 8 elements.
  */
 #ifndef ENDOR_SHUFFLE_H
@@ -11,11 +11,11 @@
 
 #define ENDOR_NONE 0x88
 
-/* Elements of a group, by their size. */
-#define GROUP_1 8
-#define GROUP_2 8
-#define GROUP_4 4
-#define GROUP_8 2
+/* Elements of a cluster, by their size. */
+#define CLUSTER_1 8
+#define CLUSTER_2 8
+#define CLUSTER_4 4
+#define CLUSTER_8 2
 
 /* For each size: by bits, then by byte of the result. */
 typedef struct shuffles {

@@ -1,4 +1,4 @@
-/* Words of the targets with a shuffle of 16 bytes, group by group. The target has defined
+/* Words of the targets with a shuffle of 16 bytes, cluster by cluster. The target has defined
  *
  *   vector, wide                    16 bytes, and what is best for a simple pass over memory
  *   load, load_8, put, put_8        of 16 or 8 bytes; put(out, v, stream)
@@ -9,21 +9,21 @@
  *   word_of_zeros(v0, v1, v2, v3)   from flags of 64 bytes, the word of those that are not set
  *   load_wide, wide_zeros_1 ... _8, either, any_bit
  */
-#define GROUP JOIN(GROUP, SIZE)
+#define CLUSTER JOIN(CLUSTER, SIZE)
 #define TABLE(tables) (tables).JOIN(of, SIZE)
-#define GROUP_BITS(word, j) ((unsigned)((word) >> (j)) & ((1u << GROUP) - 1))
+#define CLUSTER_BITS(word, j) ((unsigned)((word) >> (j)) & ((1u << CLUSTER) - 1))
 
 TARGET INLINE const uint8_t *EACH(expand_word)(uint64_t word, const uint8_t *values, uint8_t *out, int stream) {
-    for (unsigned j = 0; j < 64; j += GROUP) {
-        unsigned bits = GROUP_BITS(word, j);
+    for (unsigned j = 0; j < 64; j += CLUSTER) {
+        unsigned bits = CLUSTER_BITS(word, j);
 #if SIZE == 1
-        /* Two groups, 16 elements, for one store. */
+        /* Two clusters, 16 elements, for one store. */
         vector low = shuffle(load_8(values), load_8(TABLE(endor_expanding)[bits]));
         values += ONES(bits);
-        j += GROUP;
-        bits = GROUP_BITS(word, j);
+        j += CLUSTER;
+        bits = CLUSTER_BITS(word, j);
         vector high = shuffle(load_8(values), load_8(TABLE(endor_expanding)[bits]));
-        put(out + j - GROUP, pair(low, high), stream);
+        put(out + j - CLUSTER, pair(low, high), stream);
 #else
         put(out + (size_t)j * SIZE, shuffle(load(values), load(TABLE(endor_expanding)[bits])), stream);
 #endif
@@ -58,8 +58,8 @@ TARGET INLINE uint64_t EACH(filled_word)(const uint8_t *dense) {
 
 TARGET INLINE uint64_t EACH(compress_word)(const uint8_t *dense, uint8_t *values) {
     uint64_t word = EACH(filled_word)(dense);
-    for (unsigned j = 0; j < 64; j += GROUP) {
-        unsigned bits = GROUP_BITS(word, j);
+    for (unsigned j = 0; j < 64; j += CLUSTER) {
+        unsigned bits = CLUSTER_BITS(word, j);
 #if SIZE == 1
         put_8(values, shuffle(load_8(dense + j), load_8(TABLE(endor_compressing)[bits])));
 #else
@@ -77,6 +77,10 @@ TARGET INLINE uint64_t EACH(zero_word)(const uint8_t *values) {
     return any_bit(found);
 }
 
-#undef GROUP
+#undef CLUSTER
 #undef TABLE
-#undef GROUP_BITS
+#undef CLUSTER_BITS
+
+#if SIZE <= 4
+#include "split_words.h"
+#endif

@@ -5,6 +5,7 @@
  *   WORDS         the file of its operations on words, which is included once for each SIZE of an element in bytes
  *   ONES(word)    the number of 1 bits of a word
  *   WIDEST        bytes of its widest store that passes the caches
+ *   move(from, out, stream)   copies 64 bytes
  *   FENCE()       makes such stores seen before those that follow
  *
  * The operations on words, 64 elements of SIZE bytes each, without any alignment:
@@ -15,11 +16,19 @@
  *   EACH(compress_word)(dense, values)             the other way; writes at most 64 elements; returns the word
  *   EACH(filled_word)(dense)                       the word alone
  *   EACH(zero_word)(values)                        not 0 if one of the 64 elements is zero
+ *
+ * and for sizes up to 4:
+ *
+ *   EACH(join_word)(fields, base, group, elements)      a group to elements
+ *   EACH(split_word)(fields, symbols, group)            symbols to a group
+ *   EACH(code_word)(fields, base, elements, symbols)    elements to symbols; returns the word of those that are outside of
+ *                                                       the window; their code is 0
  */
 #define JOIN_(name, size) name##_##size
 #define JOIN(name, size) JOIN_(name, size)
 #define EACH(name) JOIN(name, SIZE)
 #define WORD_SIZE (64 * SIZE)
+#define ELEMENT(size) JOIN(element, size)
 
 #define SIZE 1
 #include "operations.h"
@@ -51,12 +60,47 @@ TARGET static unsigned ones(const uint64_t *bits, unsigned words) {
     return ones;
 }
 
+TARGET static unsigned widen(uint16_t sums[EXPONENTS], unsigned exponents, unsigned width) {
+    unsigned half = 1u << (width - 1), count = exponents - 2 * half + 1;
+    uint16_t most = 0;
+    for (unsigned i = 0; i < count; i++) sums[i] = (uint16_t)(sums[i] + sums[i + half]);
+    for (unsigned i = 0; i < count; i++) most = sums[i] > most ? sums[i] : most;
+    return most;
+}
+
+TARGET INLINE void move_all(const uint8_t *from, size_t size, uint8_t *out, int stream) {
+    size_t i = 0;
+    for (; i + 64 <= size; i += 64) move(from + i, out + i, stream);
+    memcpy(out + i, from + i, size - i);
+}
+
+TARGET static void copy(const uint8_t *from, size_t size, uint8_t *out, int stream) {
+    if (stream && (uintptr_t)out % WIDEST == 0)
+        move_all(from, size, out, WIDEST);
+    else
+        move_all(from, size, out, stream ? ENDOR_STREAM_ALIGNMENT : 0);
+}
+
 TARGET static void fence(void) {
     FENCE();
 }
 
+#define SPLIT_SIZES(kernel) {kernel##_1, kernel##_2, kernel##_4}
 #define ALL_SIZES(kernel) {kernel##_1, kernel##_2, kernel##_4, kernel##_8}
 
 const kernels KERNELS = {
-    take, ones, ALL_SIZES(expand), ALL_SIZES(compress), ALL_SIZES(count), ALL_SIZES(any_zero), fence,
+    take,
+    ones,
+    ALL_SIZES(expand),
+    ALL_SIZES(compress),
+    ALL_SIZES(count),
+    ALL_SIZES(any_zero),
+    SPLIT_SIZES(join),
+    SPLIT_SIZES(split),
+    SPLIT_SIZES(code),
+    SPLIT_SIZES(tally),
+    SPLIT_SIZES(patch),
+    widen,
+    copy,
+    fence,
 };

@@ -27,13 +27,28 @@ static inline size_t roundup(size_t count, size_t multiple) {
     return (count + multiple - 1) / multiple * multiple;
 }
 
-/* The sizes of the parts, given how many elements there are and how many of them are stored. */
-static inline endor_parts parts_of(size_t itemsize, size_t numel, uint64_t nnz) {
-    return (endor_parts){
-        .values_size = roundup((size_t)nnz * itemsize, 64),
-        .bitmap_size = roundup(numel / 8 + (numel % 8 != 0), 64),
-        .index_size = 8 * roundup((size_t)endor_blocks(numel) + 1, 8),
-    };
+/* The floats that are split, and raw elements of each size. */
+typedef struct kind {
+    uint32_t itemsize, exponent, mantissa;
+} kind;
+
+static const kind floats[] = {{1, 4, 3}, {1, 5, 2}, {2, 8, 7}, {2, 5, 10}, {4, 8, 23}};
+
+static inline endor_encoding raw(size_t itemsize) {
+    return (endor_encoding){.itemsize = (uint32_t)itemsize};
+}
+
+static inline endor_encoding split(kind of, uint32_t positions, uint32_t kept, uint32_t width) {
+    return (endor_encoding){of.itemsize, positions, ENDOR_SPLIT, of.exponent, of.mantissa, kept, width};
+}
+
+/* Buffers as parts, of the sizes that a tensor's are, and the same to be filled. */
+static inline endor_parts as_parts(uint8_t *const at[5], const size_t sizes[5]) {
+    return (endor_parts){at[0], sizes[0], at[1], sizes[1], at[2], sizes[2], at[3], sizes[3], at[4], sizes[4]};
+}
+
+static inline endor_room as_room(uint8_t *const at[5], const size_t sizes[5]) {
+    return (endor_room){at[0], sizes[0], at[1], sizes[1], at[2], sizes[2], at[3], sizes[3], at[4], sizes[4]};
 }
 
 #endif

@@ -1,0 +1,121 @@
+/* Template: elements from the groups of split values, and groups from elements. */
+
+/* With the fields as a copy: nothing that is written can change them, and those that are constants are. */
+TARGET INLINE void EACH(join_groups)(
+    fields fields, const uint8_t *groups, unsigned count, unsigned base, uint8_t *elements) {
+    for (; count > 0; count--, groups += fields.group, elements += WORD_SIZE)
+        EACH(join_word)(&fields, base, groups, elements);
+}
+
+TARGET INLINE void EACH(split_groups)(fields fields, const uint8_t *symbols, unsigned count, uint8_t *groups) {
+    for (; count > 0; count--, groups += fields.group, symbols += WORD_SIZE)
+        EACH(split_word)(&fields, symbols, groups);
+}
+
+/* What is common, 7 bits of the mantissa kept, as of BF16, has a loop for each width. */
+#if SIZE == 1
+#define EACH_WIDTH(loop, fields, ...) loop(*(fields), __VA_ARGS__)
+#else
+#define OF_WIDTH(fields, width) fields_of(8 * SIZE - 1 - (fields)->mantissa, (fields)->mantissa, 7, width)
+#define EACH_WIDTH(loop, fields, ...)                                                              \
+    if ((fields)->kept != 7)                                                                       \
+        loop(*(fields), __VA_ARGS__);                                                              \
+    else if ((fields)->width == 1)                                                                 \
+        loop(OF_WIDTH(fields, 1), __VA_ARGS__);                                                    \
+    else if ((fields)->width == 2)                                                                 \
+        loop(OF_WIDTH(fields, 2), __VA_ARGS__);                                                    \
+    else if ((fields)->width == 3)                                                                 \
+        loop(OF_WIDTH(fields, 3), __VA_ARGS__);                                                    \
+    else                                                                                           \
+        loop(OF_WIDTH(fields, 4), __VA_ARGS__)
+#endif
+
+TARGET static void EACH(join)(
+    const fields *fields, const uint8_t *groups, unsigned count, unsigned base, uint8_t *elements) {
+    EACH_WIDTH(EACH(join_groups), fields, groups, count, base, elements);
+}
+
+TARGET static void EACH(split)(const fields *fields, const uint8_t *symbols, unsigned count, uint8_t *groups) {
+    EACH_WIDTH(EACH(split_groups), fields, symbols, count, groups);
+}
+
+#undef EACH_WIDTH
+#undef OF_WIDTH
+
+TARGET static unsigned EACH(code)(
+    const fields *shared, unsigned base, const uint8_t *elements, unsigned count, uint8_t *symbols, uint8_t *patches) {
+    fields fields = *shared;
+    unsigned found = 0;
+    for (unsigned i = 0; i < count; i += 64) {
+        uint64_t outside = EACH(code_word)(&fields, base, elements + (size_t)i * SIZE, symbols + (size_t)i * SIZE);
+        if (count - i < 64) outside &= (UINT64_C(1) << (count - i)) - 1;
+        for (; outside != 0; outside &= outside - 1, found++) {
+            unsigned rank = i + (unsigned)__builtin_ctzll(outside);
+            ELEMENT(SIZE) element;
+            memcpy(&element, elements + (size_t)rank * SIZE, SIZE);
+            uint8_t *patch = patches + 3 * (size_t)found;
+            patch[0] = (uint8_t)rank;
+            patch[1] = (uint8_t)(rank >> 8);
+            patch[2] = (uint8_t)((unsigned)element >> fields.mantissa & ((1u << fields.exponent) - 1));
+        }
+    }
+    return found;
+}
+
+/* Four tables: to count in the one that has just been counted in waits for that. */
+TARGET static uint32_t EACH(tally)(
+    const fields *fields, const uint8_t *elements, unsigned count, uint16_t counts[EXPONENTS]) {
+    uint16_t tables[4][EXPONENTS] = {{0}};
+    unsigned shift = fields->mantissa, exponents = (1u << fields->exponent) - 1, i = 0;
+    uint64_t any = 0;
+    for (; i + 8 / SIZE <= count; i += 8 / SIZE) {
+        uint64_t word;
+        memcpy(&word, elements + (size_t)i * SIZE, sizeof word);
+        any |= word;
+        word >>= shift;
+        for (unsigned k = 0; k < 8 / SIZE; k++) tables[k % 4][word >> 8 * SIZE * k & exponents]++;
+    }
+    for (; i < count; i++) {
+        ELEMENT(SIZE) element;
+        memcpy(&element, elements + (size_t)i * SIZE, SIZE);
+        any |= element;
+        tables[0][(unsigned)element >> shift & exponents]++;
+    }
+    for (unsigned k = 0; k < EXPONENTS; k++)
+        counts[k] = (uint16_t)(tables[0][k] + tables[1][k] + tables[2][k] + tables[3][k]);
+    for (unsigned bits = 32; bits >= 8 * SIZE; bits /= 2) any |= any >> bits;
+    return (ELEMENT(SIZE))any;
+}
+
+TARGET static endor_status EACH(patch)(const fields *fields, patching *p) {
+    unsigned shift = fields->mantissa, exponents = 1u << fields->exponent, window = 1u << fields->width;
+    unsigned base = p->base, stored = p->stored, from = p->from, some = p->to - from, next = 0, rank = 0, zeros = 0;
+    const uint8_t *patch = p->patches;
+    uint8_t *elements = p->elements;
+    endor_status status = ENDOR_OK;
+    uint64_t q = 0, count = p->count;
+    for (; q < count; q++, patch += 3) {
+        uint16_t low;
+        memcpy(&low, patch, sizeof low);
+        unsigned exponent = patch[2];
+        rank = low;
+        status = ENDOR_E5;
+        if (rank < next || rank >= stored) break;
+        status = ENDOR_E6;
+        if (exponent >= exponents || exponent - base < window) break;
+        next = rank + 1;
+        zeros |= exponent == 0;
+        if (rank - from >= some) continue;
+        ELEMENT(SIZE) element;
+        uint8_t *at = elements + (size_t)(rank - from) * SIZE;
+        memcpy(&element, at, SIZE);
+        status = ENDOR_E7;
+        if (((unsigned)element >> shift & (exponents - 1)) != base) break;
+        element = (ELEMENT(SIZE))(element ^ (base ^ exponent) << shift);
+        memcpy(at, &element, SIZE);
+    }
+    p->patch = q;
+    p->rank = rank;
+    p->zeros = (int)zeros;
+    return q < count ? status : ENDOR_OK;
+}
