@@ -26,6 +26,8 @@ from corpus import (
     malformed_layout,
     noncanonical,
     slices,
+    split_invalid,
+    split_valid,
     unsupported,
     valid,
 )
@@ -46,6 +48,8 @@ MODULES = [
     encode,
     slices,
     directory,
+    split_invalid,
+    split_valid,
 ]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from runner import report
 from runner.adapter import Answer, Batch, OneShot
-from runner.corpus import LEVELS, Case, CorpusError, load, verify
+from runner.corpus import LEVELS, VERSIONS, Case, CorpusError, load, verify
 from runner.judge import Outcome, judge
 
 HERE = Path(__file__).resolve().parent
@@ -32,6 +32,7 @@ def arguments() -> argparse.Namespace:
         usage="run.py [options] -- COMMAND...",
     )
     parser.add_argument("--level", choices=LEVELS, default="L4", help="all levels up to this one")
+    parser.add_argument("--version", choices=VERSIONS, default=VERSIONS[-1], help="what it knows of the format")
     parser.add_argument("--category", help="only this category")
     parser.add_argument("--case", default="*", metavar="GLOB", help="only cases with such an id")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the results there")
@@ -107,7 +108,7 @@ class Runner:
 
 def main() -> int:
     args = arguments()
-    cases = load(args.level, args.category, args.case)
+    cases = load(args.level, args.category, args.case, args.version)
     if not cases:
         print("no case is like that", file=sys.stderr)
         return 2
@@ -129,7 +130,7 @@ def main() -> int:
     complete = args.category is None and args.case == "*"
     name = args.name or " ".join(args.command)
     if args.json:
-        result = report.as_json(outcomes, name, args.strict_rules, complete)
+        result = report.as_json(outcomes, name, args.version, args.strict_rules, complete)
         args.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(report.text(outcomes, args.strict_rules, not args.quiet))
     return int(any(report.failed(o, args.strict_rules) for o in outcomes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -63,6 +63,9 @@ class Case:
     slices: list[list[Any]] = field(default_factory=list)
     expected: bytes | None = None
     root: str = ""
+    values: str = ""
+    since: str = "1.0"
+    earlier: dict[str, Json] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -99,9 +102,9 @@ class Case:
             row["sha256"] = sha(self.content)
         if self.expected is not None:
             row |= {"expected_file": self.expected_file, "expected_sha256": sha(self.expected)}
-        row |= {"category": self.category, "level": self.level, "since": "1.0"}
+        row |= {"category": self.category, "level": self.level, "since": self.since}
         row |= {"rules": self.rules, "expect": self.expect}
-        for key in ("error_rules", "answers", "tensors", "slices", "digests", "budgets"):
+        for key in ("error_rules", "answers", "tensors", "slices", "values", "digests", "budgets", "earlier"):
             value = getattr(self, key)
             if value or (key == "tensors" and value is not None):
                 row[key] = value
@@ -119,3 +122,20 @@ def listing(tensors: list[Tensor]) -> list[Json]:
 
 def hidden(*names: str) -> list[Json]:
     return [{"name": name, "unsupported": True} for name in names]
+
+
+def newer(case: Case, names: Iterable[str], readable: Iterable[Tensor] = ()) -> Case:
+    """Marks a case of version 1.1: a decoder of 1.0 lacks what these tensors need, and reads the others."""
+    told: Json = {"expect": UNSUPPORTED, "tensors": [*listing(list(readable)), *hidden(*names)]}
+    if case.slices:
+        told = {"expect": UNSUPPORTED, "slices": [[*slice_[:3], None] for slice_ in case.slices]}
+    case.since, case.earlier = "1.1", {"1.0": told}
+    return case
+
+
+def newer_but_alike(case: Case) -> Case:
+    """Marks a case of version 1.1 that a decoder of 1.0 answers in the same way, by rules that it has."""
+    keys = ("expect", "error_rules", "tensors", "slices")
+    told = {key: value for key in keys if (value := getattr(case, key))}
+    case.since, case.earlier = "1.1", {"1.0": told}
+    return case

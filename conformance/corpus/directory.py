@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from corpus.build import (
+    encoded_as,
     Pairs,
     Physical,
     Raw,
@@ -13,7 +14,6 @@ from corpus.build import (
     Tensor,
     plain_file,
     random_tensor,
-    split,
     to_json,
 )
 from corpus.case import (
@@ -285,7 +285,7 @@ def parts_across_shards() -> Iterator[Case]:
     note = "the other shard has a tensor that is named like a part of a; a itself is whole"
     yield reject("k-4-extra-part-in-the-other-shard", ["K-4"], checkpoint(shards), note)
     shards = sketches()
-    parts, _ = split(Tensor("a", A.dtype, A.shape, A.data))
+    parts, _ = encoded_as(Tensor("a", A.dtype, A.shape, A.data))
     shards[1].physical.append(parts[1])
     mapped = {**weight_map(shards), "a.endor.bitmap": SHARDS[0]}
     note = "both shards have a.endor.bitmap"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from corpus.build import (
+    encoded_as,
     BLOCK,
     ENCODABLE,
     Tensor,
@@ -17,7 +18,6 @@ from corpus.build import (
     plain_file,
     random_tensor,
     scattered,
-    split,
     tensor_of,
 )
 from corpus.case import ACCEPT, Case
@@ -31,7 +31,7 @@ def cases() -> Iterator[Case]:
 
 def pays(t: Tensor) -> bool:
     """The 5 % of W-7."""
-    return 100 * (sum(len(p.data) for p in split(t)[0]) + 512) <= 95 * len(t.data)
+    return 100 * (sum(len(p.data) for p in encoded_as(t)[0]) + 512) <= 95 * len(t.data)
 
 
 def pair(
@@ -81,7 +81,7 @@ def exact() -> Tensor:
     """A tensor that saves 5 % to the byte: 100 * (P + 512) = 95 * its length."""
     for n in range(4 * BLOCK // 20 * 20, 5 * BLOCK, 20):
         t = scattered("exact", "U8", [n], {})
-        room = 95 * n // 100 - 512 - sum(len(p.data) for p in split(t)[0])
+        room = 95 * n // 100 - 512 - sum(len(p.data) for p in encoded_as(t)[0])
         if room > 0 and room % 64 == 0 and 95 * n % 100 == 0:
             return scattered("exact", "U8", [n], dict.fromkeys(range(room), 7))
     raise AssertionError("no such numel")

@@ -140,7 +140,8 @@ def judge_slices(case: Case, ask: Ask, path: Path) -> Outcome:
 def judge_encode(case: Case, ask: Ask, path: Path) -> Outcome:
     with TemporaryDirectory(prefix="endor-conformance-") as folder:
         target = Path(folder) / "out.endor.safetensors"
-        answer = ask(["encode", str(path), str(target)])
+        values = ["--values", case["values"]] if "values" in case else []
+        answer = ask(["encode", str(path), str(target), *values])
         outcome = Outcome(case, PASS, "as expected", answer.result, answer.seconds)
         if answer.not_implemented:
             outcome.status, outcome.got = NOT_OFFERED, describe(answer)

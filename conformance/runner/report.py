@@ -79,7 +79,7 @@ def text(outcomes: list[Outcome], strict_rules: bool, verbose: bool) -> str:
     return "\n".join(lines)
 
 
-def as_json(outcomes: list[Outcome], name: str, strict_rules: bool, complete: bool) -> Json:
+def as_json(outcomes: list[Outcome], name: str, version: str, strict_rules: bool, complete: bool) -> Json:
     table = levels(outcomes, strict_rules)
     rows = []
     for o in outcomes:
@@ -91,6 +91,7 @@ def as_json(outcomes: list[Outcome], name: str, strict_rules: bool, complete: bo
     return {
         "implementation": name,
         "specification": "endor-1",
+        "version": version,
         "complete": complete,
         "grade": grade(table),
         "levels": table,
