@@ -782,7 +782,7 @@ static bool reject_part(const tensor *t, endor_status status, uint64_t offset, f
         {ENDOR_E4, "E-4", BASES, "the padding of the bases is not 0"},
         {ENDOR_E5, "E-5", PATCHES, "the ranks of patches do not ascend, or leave their block"},
         {ENDOR_E6, "E-6", PATCHES, "the exponent of a patch is too high, or inside the window"},
-        {ENDOR_E7, "E-7", PATCHES, "an element with a patch has a code that is not 0"},
+        {ENDOR_E7, "E-7", VALUES, "an element with a patch has a code that is not 0"},
         {ENDOR_E8, "E-8", PATCHES, "the padding of the patches is not 0"}};
     for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) {
         if (faults[i].status != status) continue;
