@@ -49,29 +49,55 @@ TARGET INLINE wide wide_zeros_2(wide v) { return _mm256_cmpeq_epi16(v, _mm256_se
 TARGET INLINE wide wide_zeros_4(wide v) { return _mm256_cmpeq_epi32(v, _mm256_setzero_si256()); }
 TARGET INLINE wide wide_zeros_8(wide v) { return _mm256_cmpeq_epi64(v, _mm256_setzero_si256()); }
 
-TARGET INLINE void bytes_of(const uint8_t *rows, unsigned count, uint8_t plane[64]) {
+TARGET INLINE void put_wide(uint8_t *out, wide v) { _mm256_storeu_si256((void *)out, v); }
+TARGET INLINE wide both(wide a, wide b) { return _mm256_and_si256(a, b); }
+#define LANES(size, bits, shifted)                                                                 \
+    TARGET INLINE wide all_##size(unsigned number) { return _mm256_set1_epi##bits((int##bits##_t)number); } \
+    TARGET INLINE wide plus_##size(wide a, wide b) { return _mm256_add_epi##bits(a, b); }          \
+    TARGET INLINE wide minus_##size(wide a, wide b) { return _mm256_sub_epi##bits(a, b); }         \
+    TARGET INLINE wide left_##size(wide v, unsigned by) {                                          \
+        return _mm256_sll_epi##shifted(v, _mm_cvtsi32_si128((int)by));                             \
+    }                                                                                              \
+    TARGET INLINE wide right_##size(wide v, unsigned by) {                                         \
+        return _mm256_srl_epi##shifted(v, _mm_cvtsi32_si128((int)by));                             \
+    }                                                                                              \
+    TARGET INLINE wide at_most_##size(wide a, wide b) {                                            \
+        return _mm256_cmpeq_epi##bits(_mm256_min_epu##bits(a, b), a);                              \
+    }
+LANES(1, 8, 16)
+LANES(2, 16, 16)
+LANES(4, 32, 32)
+#undef LANES
+
+/* What goes through both halves of a wide vector alike, is put in order. */
+TARGET INLINE void in_order(wide v[2], wide low, wide high) {
+    v[0] = _mm256_permute2x128_si256(low, high, 0x20);
+    v[1] = _mm256_permute2x128_si256(low, high, 0x31);
+}
+TARGET INLINE void zip_1(wide v[2]) { in_order(v, _mm256_unpacklo_epi8(v[0], v[1]), _mm256_unpackhi_epi8(v[0], v[1])); }
+TARGET INLINE void zip_2(wide v[2]) { in_order(v, _mm256_unpacklo_epi16(v[0], v[1]), _mm256_unpackhi_epi16(v[0], v[1])); }
+TARGET INLINE void unzip_1(wide v[2]) {
+    const wide low = _mm256_set1_epi16(0xFF);
+    wide even = _mm256_packus_epi16(both(v[0], low), both(v[1], low));
+    wide odd = _mm256_packus_epi16(_mm256_srli_epi16(v[0], 8), _mm256_srli_epi16(v[1], 8));
+    v[0] = _mm256_permute4x64_epi64(even, 0xD8);
+    v[1] = _mm256_permute4x64_epi64(odd, 0xD8);
+}
+TARGET INLINE void unzip_2(wide v[2]) {
+    const wide low = _mm256_set1_epi32(0xFFFF);
+    wide even = _mm256_packus_epi32(both(v[0], low), both(v[1], low));
+    wide odd = _mm256_packus_epi32(_mm256_srli_epi32(v[0], 16), _mm256_srli_epi32(v[1], 16));
+    v[0] = _mm256_permute4x64_epi64(even, 0xD8);
+    v[1] = _mm256_permute4x64_epi64(odd, 0xD8);
+}
+TARGET INLINE wide ones_at(const uint8_t *row) {
     const wide places = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const wide bits = _mm256_set1_epi64x((long long)0x8040201008040201);
-    for (unsigned j = 0; j < 64; j += 32) {
-        wide bytes = _mm256_setzero_si256();
-        for (unsigned q = 0; q < count; q++) {
-            int row;
-            memcpy(&row, rows + 8 * q + j / 8, sizeof row);
-            wide picked = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(row), places), bits);
-            wide ones = _mm256_cmpeq_epi8(picked, bits);
-            bytes = _mm256_or_si256(bytes, _mm256_and_si256(ones, _mm256_set1_epi8((char)(1 << q))));
-        }
-        _mm256_storeu_si256((void *)(plane + j), bytes);
-    }
+    int some;
+    memcpy(&some, row, sizeof some);
+    return _mm256_cmpeq_epi8(both(_mm256_shuffle_epi8(_mm256_set1_epi32(some), places), bits), bits);
 }
-
-TARGET INLINE void rows_of(const uint8_t plane[64], unsigned count, uint8_t *rows) {
-    for (unsigned j = 0; j < 64; j += 32)
-        for (unsigned q = 0; q < count; q++) {
-            int row = _mm256_movemask_epi8(_mm256_sll_epi16(load_wide(plane + j), _mm_cvtsi32_si128((int)(7 - q))));
-            memcpy(rows + 8 * q + j / 8, &row, sizeof row);
-        }
-}
+TARGET INLINE uint32_t bits_at(wide v, unsigned q) { return (uint32_t)_mm256_movemask_epi8(left_2(v, 7 - q)); }
 
 TARGET INLINE void move(const uint8_t *from, uint8_t *out, int stream) {
     for (unsigned i = 0; i < 64; i += 16) put(out + i, load(from + i), stream);

@@ -18,6 +18,9 @@ typedef uint8x16_t wide;
 #define AS_32(v) vreinterpretq_u32_u8(v)
 #define AS_64(v) vreinterpretq_u64_u8(v)
 
+/* For each of 16 bytes the bit that it is in a mask. */
+static const uint8_t bits_of_16[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+
 INLINE vector load(const uint8_t *p) { return vld1q_u8(p); }
 INLINE vector load_8(const uint8_t *p) { return vcombine_u8(vld1_u8(p), vdup_n_u8(0)); }
 INLINE void put_8(uint8_t *out, vector v) { vst1_u8(out, vget_low_u8(v)); }
@@ -37,8 +40,7 @@ INLINE vector zeros_4(vector v) { return vreinterpretq_u8_u32(vceqzq_u32(AS_32(v
 INLINE vector zeros_8(vector v) { return vreinterpretq_u8_u64(vceqzq_u64(AS_64(v))); }
 INLINE uint64_t word_of_zeros(vector v0, vector v1, vector v2, vector v3) {
     /* One bit of each byte, then sums of neighbours until 8 bytes have come together in one. */
-    static const uint8_t weights[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    vector weight = vld1q_u8(weights);
+    vector weight = vld1q_u8(bits_of_16);
     vector low = vpaddq_u8(vbicq_u8(weight, v0), vbicq_u8(weight, v1));
     vector high = vpaddq_u8(vbicq_u8(weight, v2), vbicq_u8(weight, v3));
     vector sums = vpaddq_u8(low, high);
@@ -53,27 +55,62 @@ INLINE wide wide_zeros_2(wide v) { return zeros_2(v); }
 INLINE wide wide_zeros_4(wide v) { return zeros_4(v); }
 INLINE wide wide_zeros_8(wide v) { return zeros_8(v); }
 
-INLINE void bytes_of(const uint8_t *rows, unsigned count, uint8_t plane[64]) {
-    static const uint8_t weights[8] = {1, 2, 4, 8, 16, 32, 64, 128};
-    vector bits = vcombine_u8(vld1_u8(weights), vld1_u8(weights));
-    for (unsigned j = 0; j < 64; j += 16) {
-        vector bytes = vdupq_n_u8(0);
-        for (unsigned q = 0; q < count; q++) {
-            const uint8_t *row = rows + 8 * q + j / 8;
-            vector ones = vtstq_u8(vcombine_u8(vdup_n_u8(row[0]), vdup_n_u8(row[1])), bits);
-            bytes = vorrq_u8(bytes, vandq_u8(ones, vdupq_n_u8((uint8_t)(1u << q))));
-        }
-        vst1q_u8(plane + j, bytes);
+INLINE void put_wide(uint8_t *out, wide v) { vst1q_u8(out, v); }
+INLINE wide both(wide a, wide b) { return vandq_u8(a, b); }
+/* Of bytes, the same in name. */
+#define AS_8(v) (v)
+#define vreinterpretq_u8_u8(v) (v)
+#define LANES(size, bits)                                                                          \
+    INLINE wide all_##size(unsigned number) {                                                      \
+        return vreinterpretq_u8_u##bits(vdupq_n_u##bits((uint##bits##_t)number));                  \
+    }                                                                                              \
+    INLINE wide plus_##size(wide a, wide b) {                                                      \
+        return vreinterpretq_u8_u##bits(vaddq_u##bits(AS_##bits(a), AS_##bits(b)));                \
+    }                                                                                              \
+    INLINE wide minus_##size(wide a, wide b) {                                                     \
+        return vreinterpretq_u8_u##bits(vsubq_u##bits(AS_##bits(a), AS_##bits(b)));                \
+    }                                                                                              \
+    INLINE wide left_##size(wide v, unsigned by) {                                                 \
+        return vreinterpretq_u8_u##bits(vshlq_u##bits(AS_##bits(v), vdupq_n_s##bits((int##bits##_t)by))); \
+    }                                                                                              \
+    INLINE wide right_##size(wide v, unsigned by) {                                                \
+        return vreinterpretq_u8_u##bits(vshlq_u##bits(AS_##bits(v), vdupq_n_s##bits((int##bits##_t)-(int)by))); \
+    }                                                                                              \
+    INLINE wide at_most_##size(wide a, wide b) {                                                   \
+        return vreinterpretq_u8_u##bits(vcleq_u##bits(AS_##bits(a), AS_##bits(b)));                \
     }
+LANES(1, 8)
+LANES(2, 16)
+LANES(4, 32)
+#undef LANES
+
+INLINE void zip_1(wide v[2]) {
+    uint8x16x2_t zipped = vzipq_u8(v[0], v[1]);
+    v[0] = zipped.val[0];
+    v[1] = zipped.val[1];
+}
+INLINE void zip_2(wide v[2]) {
+    uint16x8x2_t zipped = vzipq_u16(AS_16(v[0]), AS_16(v[1]));
+    v[0] = vreinterpretq_u8_u16(zipped.val[0]);
+    v[1] = vreinterpretq_u8_u16(zipped.val[1]);
+}
+INLINE void unzip_1(wide v[2]) {
+    uint8x16x2_t unzipped = vuzpq_u8(v[0], v[1]);
+    v[0] = unzipped.val[0];
+    v[1] = unzipped.val[1];
+}
+INLINE void unzip_2(wide v[2]) {
+    uint16x8x2_t unzipped = vuzpq_u16(AS_16(v[0]), AS_16(v[1]));
+    v[0] = vreinterpretq_u8_u16(unzipped.val[0]);
+    v[1] = vreinterpretq_u8_u16(unzipped.val[1]);
 }
 
-INLINE void rows_of(const uint8_t plane[64], unsigned count, uint8_t *rows) {
-    for (unsigned q = 0; q < count; q++) {
-        vector zeros[4], bit = vdupq_n_u8((uint8_t)(1u << q));
-        for (unsigned i = 0; i < 4; i++) zeros[i] = vceqzq_u8(vandq_u8(vld1q_u8(plane + 16 * i), bit));
-        uint64_t row = word_of_zeros(zeros[0], zeros[1], zeros[2], zeros[3]);
-        memcpy(rows + 8 * q, &row, sizeof row);
-    }
+INLINE wide ones_at(const uint8_t *row) {
+    return vtstq_u8(vcombine_u8(vdup_n_u8(row[0]), vdup_n_u8(row[1])), vld1q_u8(bits_of_16));
+}
+INLINE uint32_t bits_at(wide v, unsigned q) {
+    vector bits = vandq_u8(vtstq_u8(v, vdupq_n_u8((uint8_t)(1u << q))), vld1q_u8(bits_of_16));
+    return vaddv_u8(vget_low_u8(bits)) | (uint32_t)vaddv_u8(vget_high_u8(bits)) << 8;
 }
 
 INLINE void move(const uint8_t *from, uint8_t *out, int stream) {

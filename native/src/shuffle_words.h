@@ -82,5 +82,5 @@ TARGET INLINE uint64_t EACH(zero_word)(const uint8_t *values) {
 #undef CLUSTER_BITS
 
 #if SIZE <= 4
-#include "split_words.h"
+#include "shuffle_split.h"
 #endif
