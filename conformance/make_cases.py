@@ -26,7 +26,9 @@ from corpus import (
     malformed_layout,
     noncanonical,
     slices,
+    split_encode,
     split_invalid,
+    split_slices,
     split_valid,
     unsupported,
     valid,
@@ -48,7 +50,9 @@ MODULES = [
     encode,
     slices,
     directory,
+    split_encode,
     split_invalid,
+    split_slices,
     split_valid,
 ]
 

@@ -67,8 +67,9 @@ def slice_of(path: str, name: str, start: str, stop: str) -> Answer:
     raise UsageError(f"no tensor {name!r}")
 
 
-def encode(source: str, target: str) -> Answer:
-    convert.compress(Path(source), Path(target))
+def encode(source: str, target: str, *options: str) -> Answer:
+    values = options[1] if options[:1] == ("--values",) else "auto"
+    convert.compress(Path(source), Path(target), values=values)
     return {"result": "accept"}
 
 

@@ -203,7 +203,8 @@ def members() -> Iterator[Case]:
     for member in ("w", "mantissa", "patches"):
         yield fault(f"m-8-no-{member}", ["M-8"], f"no {member}", without(member))
         yield fault(f"m-8-all-no-{member}", ["M-8"], f"no {member}, with positions all", without(member), of("BF16"))
-        for name, value in [("string", "2"), ("null", None), ("true", True), ("array", [2]), ("object", {})]:
+        kinds = [("string", "2"), ("null", None), ("true", True), ("array", [2]), ("object", {})]
+        for name, value in kinds[:: 1 if member == "w" else 2]:
             note = f"{member} is not an integer"
             yield fault(f"m-8-{member}-is-{name}", ["M-8", "J-5"], note, entry(**{member: value}))
     yield fault("m-5-split-no-nnz", ["M-5"], "no nnz, with positions bitmap and split values", without("nnz"))
@@ -500,7 +501,6 @@ def rows() -> Iterator[Case]:
             ("B-5", "largest", row(number, e1=largest), "has the largest 64-bit integer"),
             ("B-5", "wraps-around", row(number, e1=largest, e2=smallest), "goes from the largest to the smallest 64-bit integer"),
             ("B-5", "right-in-32-bits", row(number, e1=one + 2**32), "has an entry too high by 2^32"),
-            ("B-5", "both-too-high", row(number, e1=one + 2**40, e2=two + 2**40), "has two entries too high by 2^40"),
         ]:
             rules = [rule, *(["B-5"] if rule == "B-4" else []), *also]
             yield inside(f"{rule.lower()}-{what}-{name}", rules, f"{note} {fault_}", change, base)
@@ -619,7 +619,7 @@ def values_padding() -> Iterator[Case]:
     ]:
         change: Change = lambda s, r=rank, b=bit: s.flip_element("w", r, b)  # noqa: E731
         yield inside(f"e-2-{name}", ["E-2"], f"not 0: {note}", change)
-    for n in (64, 65, 448, 513):
+    for n in (64, 448, 513):
         base = Base(floats("w", "F8_E4M3", [n, 1], 100, 940 + n, kept=0), Split(1, "all"))
         for bit in (0, 1):
             what = ("residue", "code")[bit]
@@ -713,7 +713,9 @@ def ranks() -> Iterator[Case]:
             ("first-ffff", 0, 0xFFFF, "the rank of the first patch is 65535, or -1"),
             ("right-in-8-bits", 2, 256 + 30, "the rank of a patch is right in 8 bits"),
         ]:
-            yield inside(f"e-5-{what}-{name}", ["E-5"], f"{note}, positions {name}", patched(at, rank), base)
+            if name == "all" or what in ("equal", "falling", "of-count", "past-values", "ffff"):
+                note = f"{note}, positions {name}"
+                yield inside(f"e-5-{what}-{name}", ["E-5"], note, patched(at, rank), base)
         swapped = both(patched(0, 20, 0x0100 // 128 + 20), patched(1, 10, 0x0100 // 128 + 10))
         note = f"two patches in the wrong order, positions {name}"
         yield inside(f"e-5-swapped-{name}", ["E-5"], note, swapped, base)
@@ -814,7 +816,8 @@ def patch_padding() -> Iterator[Case]:
             ("exponent", 3 * count + 2, "the exponent of the first patch that is not there"),
             ("last", 3 * room - 1, "the last byte of patches"),
         ]:
-            yield inside(f"e-8-{what}-{name}", ["E-8"], f"not 0: {note}", put(PATCHES, at, b"\1"), base)
+            if name == "small" or what in ("rank", "last"):
+                yield inside(f"e-8-{what}-{name}", ["E-8"], f"not 0: {note}", put(PATCHES, at, b"\1"), base)
     filled: Change = lambda s: s.change(PATCHES, 3 * s.entry("w")["patches"], b"\xff" * 3)  # noqa: E731
     yield inside("e-8-filler", ["E-8"], "the padding of patches has 0xFFFF and 255", filled)
     empty = Base(scattered("w", "BF16", [3, BLOCK], {5: 0x3F80, 9: 0x0100}), Split(1))
