@@ -83,9 +83,10 @@ static void offer(item *t, const endor_tensor *form, uint64_t *least) {
     memcpy(t->parts, parts, sizeof parts);
 }
 
-/* W-10, in its order: an encoding that is as small as one before it is not taken. */
+/* W-10, in its order: an encoding that is as small as one before it is not taken. Split values that
+ * were asked for are for the dtypes that have them. */
 static void offer_all(const job *j, item *t, const endor_survey_result *known, uint64_t *least) {
-    if (j->values != SPLIT_VALUES) {
+    if (j->values != SPLIT_VALUES || max_width(t->tensor.dtype) == 0) {
         endor_tensor form = form_of(&t->tensor, ENDOR_BITMAP, ENDOR_RAW);
         form.stored = known->nnz;
         offer(t, &form, least);

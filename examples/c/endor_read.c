@@ -8,7 +8,8 @@
  *     endor_read encode INPUT OUTPUT [--values auto|raw|split]
  *                                             the canonical Endor file of a plain safetensors file:
  *                                             each tensor in the smallest encoding that there is,
- *                                             or that has such values
+ *                                             or of those with such values; a dtype without split
+ *                                             ones has raw ones
  *     endor_read batch                        the same, a request per line of standard input
  *
  * To build it, libendor being installed:

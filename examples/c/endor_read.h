@@ -235,7 +235,8 @@ void checkpoint_close(checkpoint *opened);
 
 /* -- encode.c: the canonical file (rules W). */
 
-/* Which values the encoding of a tensor may have (W-10). */
+/* Which values the encoding of a tensor may have (W-10); SPLIT_VALUES leaves raw ones to the dtypes
+ * that have no others. */
 typedef enum choice { ANY_VALUES, RAW_VALUES, SPLIT_VALUES } choice;
 
 bool encode_file(const char *input, const char *output, choice values, failure *f);
