@@ -77,6 +77,8 @@ class Base:
 
 # One block, all mantissa bits, so that there are rows of bytes and of bits; 36 stored elements.
 SMALL = Base(floats("w", "F16", [2, 30], 60, 930, odd=12), Split(2))
+# The same with the fewest bits there are, for faults that no element shows.
+TINY = Base(floats("w", "F8_E4M3", [2, 30], 60, 930, kept=0, odd=12), Split(1))
 # Three blocks, of about 80, 80 and 3 stored elements; and three blocks with all of them.
 SOME = Base(
     scattered(
@@ -120,7 +122,7 @@ def cases() -> Iterator[Case]:
 
 
 def fault(
-    name: str, rules: list[str], note: str, change: Change, base: Base = SMALL, sealed: bool = False
+    name: str, rules: list[str], note: str, change: Change, base: Base = TINY, sealed: bool = False
 ) -> Case:
     sketch = base.sketch()
     change(sketch)
@@ -258,7 +260,7 @@ def members() -> Iterator[Case]:
 
 def integers() -> Iterator[Case]:
     for member in ("w", "mantissa", "patches"):
-        right = SMALL.sketch().entry("w")[member]
+        right = 1 if member != "patches" else TINY.sketch().entry("w")[member]
         for name, written in [
             ("fraction", f"{right}.0"),
             ("exponent", f"{right}e0"),
@@ -290,7 +292,7 @@ def parts() -> Iterator[Case]:
     none = Base(tensor_of("w", "BF16", [0x3F80] * 9, [3, 3]), Split(1, "all"))
     yield fault("t-2-no-patches-of-none", ["T-2"], note, drop(PATCHES), none)
     yield fault("t-2-no-bases-of-empty", ["T-2"], "no bases of an empty tensor", drop(BASES), EMPTY)
-    bitmap = SMALL.sketch().part(BITMAP)
+    bitmap = TINY.sketch().part(BITMAP)
     note = "a bitmap with positions all"
     yield fault("t-3-all-and-bitmap", ["T-3"], note, extra(bitmap), of("BF16"))
     note = "a part of exponents, which split values do not have"
@@ -329,14 +331,14 @@ def parts() -> Iterator[Case]:
 
 
 def descriptions() -> Iterator[Case]:
-    rows, row = SMALL.sketch().part(VALUES).shape
-    length = SMALL.sketch().part(INDEX).shape[1]
+    rows, row = TINY.sketch().part(VALUES).shape
+    length = TINY.sketch().part(INDEX).shape[1]
     for name, change, note in [
         ("values-transposed", describe(VALUES, shape=[row, rows]), "values is transposed"),
         ("values-flat", describe(VALUES, shape=[rows * row]), "values has rank 1"),
         ("values-rank-3", describe(VALUES, shape=[rows, row // 8, 8]), "values has rank 3, by planes"),
         ("values-i8", describe(VALUES, "I8"), "values is I8"),
-        ("values-f16", describe(VALUES, "F16", [rows, row // 2]), "values has the dtype of the tensor"),
+        ("values-f8", describe(VALUES, "F8_E4M3"), "values has the dtype of the tensor"),
         ("values-unknown-dtype", describe(VALUES, "U3"), "values has an unknown dtype"),
         ("index-one-row", describe(INDEX, shape=[1, 2 * length]), "index has one row, of the same bytes"),
         ("index-flat", describe(INDEX, shape=[2 * length]), "index has rank 1"),
@@ -393,7 +395,7 @@ def lengths() -> Iterator[Case]:
         ("values-one-group", resized(VALUES, -7), "values without the groups of padding"),
         ("values-longer", resized(VALUES, 8), "values with 8 groups more than prescribed"),
         ("values-one-more", resized(VALUES, 1), "values with a group more than prescribed"),
-        ("values-no-codes", columns(VALUES, -16), "values without the bits of the codes"),
+        ("values-no-codes", columns(VALUES, -8), "values without the bits of the codes"),
         ("values-a-plane-more", columns(VALUES, 8), "values with 8 bytes more in each row"),
         ("index-not-padded", columns(INDEX, -6, 8), "index without its padding"),
         ("index-longer", columns(INDEX, 8, 8), "index with 8 entries more in each row"),
@@ -408,7 +410,7 @@ def lengths() -> Iterator[Case]:
         ("patches-two-bytes", columns(PATCHES, -1), "patches of two bytes"),
         ("patches-four-bytes", columns(PATCHES, 1), "patches of four bytes"),
         ("bitmap-longer", resize(BITMAP, 64), "bitmap with 64 bytes more than prescribed"),
-        ("mantissa", entry(mantissa=9), "mantissa in the entry is less than in values"),
+        ("mantissa", entry(mantissa=1), "mantissa in the entry is more than in values"),
         ("w", entry(w=3), "w in the entry is more than in values"),
         ("shape", entry(shape=[2, 30 + 512]), "the logical shape needs a longer bitmap"),
     ]:
@@ -491,6 +493,7 @@ def rows() -> Iterator[Case]:
         _, one, two, last = base.rows()[number]
         note = f"the row of the index that counts {what.split('-')[-1]} (positions {base.how.positions})"
         also = ["B-6", *MISPLACED] if what == "stored" else MISPLACED
+        wanted = None if what == "patches" else ("one", "falling", "negative", "past-the-end", "wraps-around")
         for rule, name, change, fault_ in [
             ("B-4", "one", row(number, e0=1), "begins with 1"),
             ("B-4", "negative", row(number, e0=-1), "begins with -1"),
@@ -503,7 +506,8 @@ def rows() -> Iterator[Case]:
             ("B-5", "right-in-32-bits", row(number, e1=one + 2**32), "has an entry too high by 2^32"),
         ]:
             rules = [rule, *(["B-5"] if rule == "B-4" else []), *also]
-            yield inside(f"{rule.lower()}-{what}-{name}", rules, f"{note} {fault_}", change, base)
+            if wanted is None or name in wanted:
+                yield inside(f"{rule.lower()}-{what}-{name}", rules, f"{note} {fault_}", change, base)
     _, one, _, _ = SOME.rows()[0]
     for by, name in [(1, "high"), (-1, "low")]:
         note = f"an entry that counts stored elements is too {name} by 1"
@@ -564,7 +568,8 @@ def row_padding() -> Iterator[Case]:
             ("last", row(number, e7=1), "the last entry of the padding is 1"),
             ("repeats", row(number, **{f"e{i}": last for i in range(4, 8)}), "the padding repeats the last entry"),
         ]:
-            yield inside(f"b-8-{what}-{name}", ["B-8"], f"row {number}: {note}", change, base)
+            if name != "repeats" or what == "patches":
+                yield inside(f"b-8-{what}-{name}", ["B-8"], f"row {number}: {note}", change, base)
 
 
 # ---------------------------------------------------------------------------------------- values
@@ -849,7 +854,7 @@ def wholly_wrong() -> Iterator[Case]:
         ("past-32-bits", {"e1": 2**31, "e2": 2**31}),
         ("smallest", {"e1": -(2**63), "e2": -(2**63)}),
     ]:
-        for base, number, what in [(SOME, 1, "some"), (ALL, 0, "all")]:
+        for base, number, what in [(SOME, 1, "some"), (ALL, 0, "all")][: 2 if name == "sums-to-0" else 1]:
             note = f"hostile counts of patches: {name}"
             rules = ["B-5", *MISPLACED]
             yield inside(f"b-5-hostile-{name}-{what}", rules, note, row(number, **entries), base)
