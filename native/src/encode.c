@@ -33,7 +33,6 @@ endor_status endor_survey(
     if (kernels == NULL) return ENDOR_TARGET;
     int shift = endor_shift(encoding->itemsize);
     fields fields = fields_of(encoding->exponent, encoding->mantissa, 0, 1);
-    unsigned exponents = 1u << fields.exponent;
     uint64_t numel = size >> shift;
     uint32_t any = 0;
     *result = (endor_survey_result){0};
@@ -47,13 +46,13 @@ endor_status endor_survey(
         any |= kernels->tally[shift](&fields, elements, stored, counts);
         result->nnz += stored;
         for (int positions = ENDOR_BITMAP; positions <= ENDOR_ALL; positions++) {
-            uint16_t sums[EXPONENTS];
-            memcpy(sums, counts, sizeof sums);
+            uint16_t sums[WINDOWS] = {0};
+            memcpy(sums, counts, sizeof counts);
             /* The exponent of a zero element is 0. */
             unsigned all = positions == ENDOR_ALL ? count : stored;
             sums[0] = (uint16_t)(sums[0] + all - stored);
             for (unsigned width = 1; width <= 4; width++)
-                result->patches[positions][width - 1] += all - kernels->widen(sums, exponents, width);
+                result->patches[positions][width - 1] += all - kernels->widen(sums, width);
         }
     }
     result->kept = fields.mantissa - zeros_below(any, fields.mantissa);
@@ -62,11 +61,11 @@ endor_status endor_survey(
 
 /* The base of a block (W-9): the smallest of those whose window holds the most, `*held`. */
 static unsigned base_of(const tensor *t, const uint16_t counts[EXPONENTS], unsigned *held) {
-    uint16_t sums[EXPONENTS];
-    memcpy(sums, counts, sizeof sums);
+    uint16_t sums[WINDOWS] = {0};
+    memcpy(sums, counts, EXPONENTS * sizeof *counts);
     *held = 0;
     for (unsigned width = 1; width <= t->fields.width; width++)
-        *held = t->kernels->widen(sums, 1u << t->fields.exponent, width);
+        *held = t->kernels->widen(sums, width);
     unsigned base = 0;
     while (sums[base] != *held) base++;
     return base;

@@ -108,8 +108,12 @@ typedef struct patching {
 /* Checks them (E-5, E-6; for the elements that are there E-7) and gives those elements their exponents. */
 typedef endor_status patch_block(const fields *fields, patching *p);
 
-/* From the sums of `exponents` windows of 2^(width - 1), those of windows of 2^width that have room; returns the largest. */
-typedef unsigned widen_windows(uint16_t sums[EXPONENTS], unsigned exponents, unsigned width);
+/* Sums of windows, by their bases; there are 0s behind the last one. */
+#define WINDOWS (EXPONENTS + 8)
+
+/* From the sums of windows of 2^(width - 1) exponents, those of windows of 2^width; returns the largest. Windows may stick out
+ * behind the last exponent: they hold no more than one that does not, which has a smaller base. */
+typedef unsigned widen_windows(uint16_t sums[WINDOWS], unsigned width);
 
 /* Copies bytes; `stream` as in expand. */
 typedef void copy_bytes(const uint8_t *from, size_t size, uint8_t *out, int stream);

@@ -60,11 +60,14 @@ TARGET static unsigned ones(const uint64_t *bits, unsigned words) {
     return ones;
 }
 
-TARGET static unsigned widen(uint16_t sums[EXPONENTS], unsigned exponents, unsigned width) {
-    unsigned half = 1u << (width - 1), count = exponents - 2 * half + 1;
-    uint16_t most = 0;
-    for (unsigned i = 0; i < count; i++) sums[i] = (uint16_t)(sums[i] + sums[i + half]);
-    for (unsigned i = 0; i < count; i++) most = sums[i] > most ? sums[i] : most;
+TARGET static unsigned widen(uint16_t sums[WINDOWS], unsigned width) {
+    unsigned half = 1u << (width - 1);
+    uint16_t wider[EXPONENTS], most = 0;
+    for (unsigned i = 0; i < EXPONENTS; i++) {
+        wider[i] = (uint16_t)(sums[i] + sums[i + half]);
+        most = wider[i] > most ? wider[i] : most;
+    }
+    memcpy(sums, wider, sizeof wider);
     return most;
 }
 
