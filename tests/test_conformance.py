@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import warnings
 from collections import Counter
+from hashlib import sha256
 from typing import Any
 
 import jsonschema
@@ -17,6 +20,7 @@ CASES: list[dict[str, Any]] = MANIFEST["cases"]
 SPEC = (ROOT / "spec" / "endor-1.md").read_text()
 RULES = dict(re.findall(r"^\*\*([A-Z]-\d+)\*\* \((file|reader|writer)\)$", SPEC, re.M))
 FEWEST = 120
+READABLE = {"accept", "accept-noncanonical", "unsupported"}
 
 
 def test_manifest_is_as_its_schema_says() -> None:
@@ -52,3 +56,53 @@ def test_every_reader_rule_that_files_can_show_is_exercised() -> None:
     exercised = {rule for case in CASES for rule in case["rules"]}
     processes = {"K-6", "K-7", "K-9", "S-1", "S-3", "S-4", "W-1", "W-8"}  # of programs, not of files
     assert set(RULES) - exercised <= processes
+
+
+def at_version(version: str) -> list[dict[str, Any]]:
+    """The cases as the runner takes them for a version."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        from runner.corpus import at_version
+    finally:
+        sys.path.pop(0)
+    return at_version(CASES, version)
+
+
+def test_cases_of_1_1_say_what_a_decoder_of_1_0_answers() -> None:
+    assert at_version("1.1") == CASES
+    old = {case["id"]: case for case in at_version("1.0")}
+    for case in CASES:
+        if case["since"] == "1.0":
+            assert old[case["id"]] == case
+        elif case["id"] in old:
+            # Whatever is wrong with a tensor that it does not know, it knows nothing of it.
+            expect = case["earlier"]["1.0"]["expect"]
+            assert expect == "unsupported" or expect == case["expect"], case["id"]
+        else:
+            assert case["category"] in {"encode", "slice"}, case["id"]
+
+
+def test_decoder_of_1_0_reads_the_rest_of_every_file() -> None:
+    # examples/minimal_decoder.py knows bitmap/raw alone; it takes files as right, and unknown tensors as unknown.
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        import minimal_decoder
+    finally:
+        sys.path.pop(0)
+    read = 0
+    for case in at_version("1.0"):
+        if case["level"] not in {"L0", "L1"} or case["expect"] not in READABLE or "recipe" in case:
+            continue
+        wanted = {t["name"]: t for t in case["tensors"] if not t.get("unsupported")}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                found = minimal_decoder.load(str(FOLDER / case["file"]))
+            except NotImplementedError:
+                found = {}
+        assert found.keys() == wanted.keys(), case["id"]
+        for name, (dtype, shape, data) in found.items():
+            told = {"name": name, "dtype": dtype, "shape": shape, "sha256": sha256(data).hexdigest()}
+            assert told == wanted[name], case["id"]
+        read += case["since"] == "1.1"
+    assert read > FEWEST
