@@ -44,4 +44,41 @@ static uint8_t *place(room *room, size_t size, int at_the_end) {
     return at_the_end ? room->behind - size : room->first;
 }
 
+/* Any encoding that there is. */
+static endor_encoding take_encoding(input *in) {
+    unsigned which = (unsigned)take(in, 1), widths;
+    if (which % 2 == 0) return raw((size_t)1 << which / 2 % 4);
+    kind of = floats[which / 2 % LENGTH(floats)];
+    widths = of.exponent > 4 ? 4 : of.exponent - 1;
+    unsigned kept = (unsigned)take(in, 1) % (of.mantissa + 1), width = 1 + (unsigned)take(in, 1) % widths;
+    return split(of, which >> 7 ? ENDOR_ALL : ENDOR_BITMAP, kept, width);
+}
+
+/* Takes from elements the bits that an encoding does not keep. */
+static void drop_bits(const endor_encoding *encoding, uint8_t *dense, size_t numel) {
+    if (encoding->values == ENDOR_RAW) return;
+    uint32_t dropped = (UINT32_C(1) << (encoding->mantissa - encoding->kept)) - 1;
+    for (size_t i = 0; i < numel * encoding->itemsize; i++)
+        dense[i] &= (uint8_t)~(dropped >> 8 * (i % encoding->itemsize));
+}
+
+/* What a target counts in elements that are to be encoded. */
+static endor_tensor counted(endor_target target, endor_encoding encoding, const uint8_t *dense, size_t numel) {
+    endor_tensor tensor = {.encoding = encoding, .numel = numel};
+    size_t size = numel * encoding.itemsize;
+    CHECK(endor_count(target, dense, size, encoding.itemsize, &tensor.stored) == ENDOR_OK);
+    if (encoding.values == ENDOR_SPLIT) {
+        endor_survey_result survey;
+        CHECK(endor_survey(target, &encoding, dense, size, &survey) == ENDOR_OK && survey.nnz == tensor.stored);
+        tensor.patches = survey.patches[encoding.positions][encoding.width - 1];
+    }
+    if (encoding.positions == ENDOR_ALL) tensor.stored = numel;
+    return tensor;
+}
+
+/* All blocks. */
+static endor_range whole(const endor_tensor *tensor) {
+    return (endor_range){0, endor_blocks(tensor->numel), 0, tensor->stored, 0, tensor->patches};
+}
+
 #endif

@@ -1,66 +1,95 @@
-/* Harness: dense bytes that are anything, encoded as a whole and in two ranges, with ranks that may be wrong. All targets
- * make the same parts, which decode to the same bytes; nothing outside of the buffers is touched.
+/* Harness: dense bytes that are anything, surveyed, encoded as a whole and in two ranges, with counts that may be wrong. All
+ * targets make the same parts, which decode to the same bytes; nothing outside of the buffers is touched.
  */
 #include "common.h"
 
-static room rooms[6];
+static room rooms[7];
+
+/* Encodes all blocks, or those before `cut` and then the others. */
+static endor_status encode(
+    endor_target target, const endor_tensor *tensor, const uint8_t *dense, uint64_t cut, const endor_tensor *head,
+    const endor_room *room) {
+    size_t size = (size_t)tensor->numel * tensor->encoding.itemsize;
+    endor_range all = whole(tensor), before = all, behind = all;
+    if (cut == 0) return endor_encode(target, tensor, dense, size, &all, room);
+    before.stop = behind.first = cut;
+    before.high = behind.low = head->stored;
+    before.patch_high = behind.patch_low = head->patches;
+    endor_status status = endor_encode(target, tensor, dense, size, &before, room);
+    return status == ENDOR_OK ? endor_encode(target, tensor, dense, size, &behind, room) : status;
+}
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static uint8_t expected[3][8 * MOST + 64];
+    static uint8_t expected[5][8 * MOST + 64];
     input in = {data, data + size};
+    endor_encoding encoding = take_encoding(&in);
     unsigned choices = (unsigned)take(&in, 1);
-    size_t itemsize = (size_t)1 << choices % 4, numel = (size_t)take(&in, 2) % (MOST + 1);
-    int at_the_end = choices >> 2 & 1, pattern = choices >> 3 & 1;
-    uint64_t nb = endor_blocks(numel), cut = take(&in, 1) % (nb + 1), off = take(&in, 2), nnz;
-    size_t dense_size = numel * itemsize;
-    uint8_t *dense = place(&rooms[0], dense_size, at_the_end);
-    if (pattern && size > 6) {
-        for (size_t i = 0; i < dense_size; i++) dense[i] = data[6 + i % (size - 6)];
+    size_t itemsize = encoding.itemsize, numel = (size_t)take(&in, 2) % (MOST + 1), sizes[5];
+    int at_the_end = choices & 1, pattern = choices >> 1 & 1, dropping = choices >> 2 & 1;
+    uint64_t nb = endor_blocks(numel), cut = take(&in, 1) % (nb + 1), off = take(&in, 2);
+    size_t dense_size = numel * itemsize, left = (size_t)(in.end - in.at);
+    uint8_t *dense = place(&rooms[0], dense_size, at_the_end), *at[5];
+    if (pattern && left > 0) {
+        for (size_t i = 0; i < dense_size; i++) dense[i] = in.at[i % left];
     } else {
         take_to(&in, dense, dense_size);
     }
-    CHECK(endor_count(ENDOR_SCALAR, dense, dense_size, itemsize, &nnz) == ENDOR_OK);
-    endor_parts parts = parts_of(itemsize, numel, nnz);
-    uint8_t *part[3] = {
-        place(&rooms[1], parts.values_size, at_the_end), place(&rooms[2], parts.bitmap_size, at_the_end),
-        place(&rooms[3], parts.index_size, at_the_end)};
-    const size_t sizes[3] = {parts.values_size, parts.bitmap_size, parts.index_size};
-    parts.values = part[0];
-    parts.bitmap = part[1];
-    parts.index = part[2];
+    if (!dropping) drop_bits(&encoding, dense, numel);
+    endor_tensor tensor = counted(ENDOR_SCALAR, encoding, dense, numel);
+    endor_survey_result survey = {0}, other;
+    int fits = 1;
+    if (encoding.values == ENDOR_SPLIT) {
+        CHECK(endor_survey(ENDOR_SCALAR, &encoding, dense, dense_size, &survey) == ENDOR_OK);
+        fits = survey.kept <= encoding.kept;
+        CHECK(fits || dropping);
+    }
+    CHECK(endor_sizes(&tensor, sizes) == ENDOR_OK);
+    for (int k = 0; k < 5; k++) at[k] = place(&rooms[1 + k], sizes[k], at_the_end);
+    endor_room room = as_room(at, sizes);
+    endor_parts parts = as_parts(at, sizes);
     for (size_t i = 0; i < LENGTH(targets); i++) {
         if (!endor_has(targets[i])) continue;
-        uint64_t low, counted, offset;
-        size_t head = (size_t)(cut * ENDOR_BLOCK < numel ? cut * ENDOR_BLOCK : numel) * itemsize;
-        CHECK(endor_count(targets[i], dense, dense_size, itemsize, &counted) == ENDOR_OK && counted == nnz);
-        CHECK(endor_count(targets[i], dense, head, itemsize, &low) == ENDOR_OK && low <= nnz);
+        uint64_t offset;
+        size_t before = (size_t)(cut * ENDOR_BLOCK < numel ? cut * ENDOR_BLOCK : numel);
+        endor_tensor again = counted(targets[i], encoding, dense, numel);
+        endor_tensor head = counted(targets[i], encoding, dense, before);
+        CHECK(again.stored == tensor.stored && again.patches == tensor.patches && head.stored <= tensor.stored);
+        if (encoding.values == ENDOR_SPLIT) {
+            CHECK(endor_survey(targets[i], &encoding, dense, dense_size, &other) == ENDOR_OK);
+            CHECK(other.kept == survey.kept && memcmp(other.patches, survey.patches, sizeof other.patches) == 0);
+        }
         for (int cuts = 0; cuts < 2; cuts++) {
-            for (int k = 0; k < 3; k++) memset(part[k], 0xA5, sizes[k]);
-            uint64_t edges[][2] = {{cuts ? cut : nb, cuts ? low : nnz}, {nb, nnz}}, from = 0, rank = 0;
-            for (int k = 0; k <= cuts; from = edges[k][0], rank = edges[k][1], k++)
-                CHECK(endor_encode(
-                          targets[i], dense, dense_size, itemsize, from, edges[k][0], rank, edges[k][1], part[0],
-                          sizes[0], part[1], sizes[1], part[2], sizes[2]) == ENDOR_OK);
-            for (int k = 0; k < 3; k++) {
-                if (targets[i] == ENDOR_SCALAR && !cuts) memcpy(expected[k], part[k], sizes[k]);
-                CHECK(memcmp(part[k], expected[k], sizes[k]) == 0);
+            for (int k = 0; k < 5; k++)
+                memset(at[k], k == 0 && encoding.values == ENDOR_SPLIT ? 0 : 0xA5, sizes[k]);
+            endor_status status = encode(targets[i], &tensor, dense, cuts ? cut : 0, &head, &room);
+            CHECK(status == (fits ? ENDOR_OK : ENDOR_ARGUMENT));
+            if (!fits) continue;
+            for (int k = 0; k < 5; k++) {
+                if (targets[i] == ENDOR_SCALAR && !cuts) memcpy(expected[k], at[k], sizes[k]);
+                CHECK(memcmp(at[k], expected[k], sizes[k]) == 0);
             }
         }
-        uint8_t *out = place(&rooms[4], dense_size, at_the_end);
+        if (!fits) continue;
+        uint8_t *out = place(&rooms[6], dense_size, at_the_end);
         memset(out, 0x5A, dense_size);
-        CHECK(endor_decode(
-                  targets[i], &parts, itemsize, numel, nnz, 0, nb, out, dense_size, ENDOR_STREAM, &offset) ==
-              ENDOR_OK);
+        CHECK(endor_decode(targets[i], &tensor, &parts, 0, nb, out, dense_size, ENDOR_STREAM, &offset) == ENDOR_OK);
         CHECK(memcmp(out, dense, dense_size) == 0);
-        /* Ranks that are not those of the data, and a buffer that would do for them: refused, and not written past. */
-        uint64_t wrong = off % (low + 2);
-        size_t room = roundup((size_t)wrong * itemsize, 64);
-        CHECK(wrong == low || cut == 0 || cut == nb ||
-              endor_encode(
-                  targets[i], dense, dense_size, itemsize, 0, cut, 0, wrong, place(&rooms[5], room, 1), room, part[1],
-                  sizes[1], part[2], sizes[2]) == ENDOR_ARGUMENT);
+        /* Counts that are not those of the data, and buffers that would do for them: refused, and not written past. */
+        endor_tensor wrong = tensor;
+        if (encoding.positions == ENDOR_BITMAP && choices >> 3 & 1)
+            wrong.stored = off % (tensor.stored + 1);
+        else
+            wrong.patches = off % (tensor.patches + 1);
+        if (wrong.patches > wrong.stored) wrong.patches = wrong.stored;
+        if (wrong.stored == tensor.stored && wrong.patches == tensor.patches) continue;
+        size_t less[5];
+        uint8_t *to[5];
+        CHECK(endor_sizes(&wrong, less) == ENDOR_OK);
+        for (int k = 0; k < 5; k++) to[k] = memset(place(&rooms[1 + k], less[k], 1), 0, less[k]);
+        endor_room small = as_room(to, less);
+        CHECK(encode(targets[i], &wrong, dense, 0, NULL, &small) == ENDOR_ARGUMENT);
     }
     return 0;
 }
