@@ -199,8 +199,7 @@ static void put_metadata(buffer *b, const job *j) {
 }
 
 /* A member of the header: a part as it has to be, or without one, the plain tensor. */
-static void put_physical(
-    buffer *b, const item *t, int which, const part *wanted, uint64_t *at) {
+static void put_physical(buffer *b, const item *t, int which, const part *wanted, uint64_t *at) {
     buffer name = {0};
     put_text(&name, t->tensor.name);
     put_text(&name, part_suffixes[which]);
@@ -274,14 +273,16 @@ static bool write_encoded(const job *j, item *t, int to, uint64_t *at, failure *
     good = good && stored_allocate(&s, &t->tensor, f) &&
            file_read(&j->in, t->tensor.parts[0]->begin, t->size, dense, f);
     if (good) {
-        endor_room room = {s.bytes[VALUES],  (size_t)s.sizes[VALUES], s.bytes[BITMAP],
-                           (size_t)s.sizes[BITMAP], s.bytes[INDEX],   (size_t)s.sizes[INDEX],
-                           s.bytes[BASES],   (size_t)s.sizes[BASES],  s.bytes[PATCHES],
-                           (size_t)s.sizes[PATCHES]};
+        endor_room room = {
+            s.bytes[VALUES],  (size_t)s.sizes[VALUES],
+            s.bytes[BITMAP],  (size_t)s.sizes[BITMAP],
+            s.bytes[INDEX],   (size_t)s.sizes[INDEX],
+            s.bytes[BASES],   (size_t)s.sizes[BASES],
+            s.bytes[PATCHES], (size_t)s.sizes[PATCHES],
+        };
         endor_range whole = {
             .stop = endor_blocks(form->numel), .high = form->stored, .patch_high = form->patches};
-        endor_status status =
-            endor_encode(ENDOR_AUTO, form, dense, (size_t)t->size, &whole, &room);
+        endor_status status = endor_encode(ENDOR_AUTO, form, dense, (size_t)t->size, &whole, &room);
         if (status != ENDOR_OK)
             good = unsupported(
                 f, t->tensor.name, "libendor: status %d; did the file change?", (int)status);

@@ -1,4 +1,4 @@
-/* One file: its header (rules C), its metadata (M), its tensors and their parts (T); decoding (B and
+/* One file: its header (rules C), its metadata (M), its tensors and their parts (T); decoding (B,
  * E), digests (D).
  *
  * Nothing is believed before it is checked. What the header declares is compared with the length of
@@ -17,14 +17,14 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-/* Section 5.3, and for those whose values can be split, 8.3. Those of whole bytes can be encoded. */
+/* Section 5.3; E and M of section 8.3. Those of whole bytes can be encoded. */
 static const dtype dtypes[] = {
-    {"BOOL", 8, 0, 0},   {"U8", 8, 0, 0},      {"I8", 8, 0, 0},          {"F8_E5M2", 8, 5, 2},
-    {"F8_E4M3", 8, 4, 3}, {"F8_E8M0", 8, 0, 0}, {"F8_E4M3FNUZ", 8, 4, 3}, {"F8_E5M2FNUZ", 8, 5, 2},
-    {"I16", 16, 0, 0},   {"U16", 16, 0, 0},    {"F16", 16, 5, 10},       {"BF16", 16, 8, 7},
-    {"I32", 32, 0, 0},   {"U32", 32, 0, 0},    {"F32", 32, 8, 23},       {"C64", 64, 0, 0},
-    {"F64", 64, 0, 0},   {"I64", 64, 0, 0},    {"U64", 64, 0, 0},        {"F4", 4, 0, 0},
-    {"F6_E2M3", 6, 0, 0}, {"F6_E3M2", 6, 0, 0}};
+    {"BOOL", 8, 0, 0},        {"U8", 8, 0, 0},      {"I8", 8, 0, 0},      {"F8_E5M2", 8, 5, 2},
+    {"F8_E4M3", 8, 4, 3},     {"F8_E8M0", 8, 0, 0}, {"I16", 16, 0, 0},    {"U16", 16, 0, 0},
+    {"F8_E4M3FNUZ", 8, 4, 3}, {"F16", 16, 5, 10},   {"BF16", 16, 8, 7},   {"I32", 32, 0, 0},
+    {"F8_E5M2FNUZ", 8, 5, 2}, {"U32", 32, 0, 0},    {"F32", 32, 8, 23},   {"C64", 64, 0, 0},
+    {"F64", 64, 0, 0},        {"I64", 64, 0, 0},    {"U64", 64, 0, 0},    {"F4", 4, 0, 0},
+    {"F6_E2M3", 6, 0, 0},     {"F6_E3M2", 6, 0, 0}};
 
 const char *const part_suffixes[PARTS] = {
     "", ".endor.bitmap", ".endor.index", ".endor.bases", ".endor.patches"};
@@ -421,8 +421,12 @@ static bool read_entries(file *in, failure *f) {
 
 /* -- 7. Logical tensors and their parts */
 
-static part part_of(const char *type, unsigned rank, uint64_t rows, uint64_t columns, uint64_t size) {
-    return (part){type, rank, {rows, columns}, size};
+static part vector(const char *type, uint64_t length, uint64_t itemsize) {
+    return (part){type, 1, {length}, length * itemsize};
+}
+
+static part matrix(const char *type, uint64_t rows, uint64_t columns, uint64_t itemsize) {
+    return (part){type, 2, {rows, columns}, rows * columns * itemsize};
 }
 
 /* Bytes of a group of 64 stored elements with split values: its planes of 64 bits. */
@@ -440,38 +444,32 @@ void part_layout(const tensor *t, part parts[PARTS]) {
     const endor_encoding *e = &form->encoding;
     uint64_t n = form->stored, nb = endor_blocks(form->numel), entries = roundup(nb + 1, 8);
     uint64_t bitmap = roundup(form->numel / 8 + (form->numel % 8 != 0), 64);
-    uint64_t groups = roundup(n, 512) / 64, columns = group_size(e);
-    uint64_t patches = roundup(form->patches, 64), bytes = roundup(n * e->itemsize, 64);
-    unsigned rows = index_rows(e);
-    bool split = e->values == ENDOR_SPLIT;
     memset(parts, 0, PARTS * sizeof parts[0]);
-    if (split)
-        parts[VALUES] = part_of("U8", 2, groups, columns, groups * columns);
-    else
-        parts[VALUES] = part_of(t->dtype->name, 1, bytes / e->itemsize, 0, bytes);
-    if (e->positions == ENDOR_BITMAP) parts[BITMAP] = part_of("U8", 1, bitmap, 0, bitmap);
-    if (split)
-        parts[INDEX] = part_of("I64", 2, rows, entries, 8 * rows * entries);
-    else
-        parts[INDEX] = part_of("I64", 1, entries, 0, 8 * entries);
-    if (split) {
-        parts[BASES] = part_of("U8", 1, roundup(nb, 64), 0, roundup(nb, 64));
-        parts[PATCHES] = part_of("U8", 2, patches, 3, 3 * patches);
+    if (e->positions == ENDOR_BITMAP) parts[BITMAP] = vector("U8", bitmap, 1);
+    if (e->values == ENDOR_RAW) {
+        uint64_t length = roundup(n * e->itemsize, 64) / e->itemsize;
+        parts[VALUES] = vector(t->dtype->name, length, e->itemsize);
+        parts[INDEX] = vector("I64", entries, 8);
+    } else {
+        parts[VALUES] = matrix("U8", roundup(n, 512) / 64, group_size(e), 1);
+        parts[INDEX] = matrix("I64", index_rows(e), entries, 8);
+        parts[BASES] = vector("U8", roundup(nb, 64), 1);
+        parts[PATCHES] = matrix("U8", roundup(form->patches, 64), 3, 1);
     }
 }
 
 /* T-4 for one part. */
 static bool check_part(const tensor *t, int which, const part *wanted, failure *f) {
-    const physical *part = t->parts[which];
-    if (!string_is(part->dtype_name, wanted->dtype))
+    const physical *found = t->parts[which];
+    if (!string_is(found->dtype_name, wanted->dtype))
         return reject(
-            f, "T-4", t->name, (int64_t)part->begin, "X%s is not %s", part_suffixes[which],
+            f, "T-4", t->name, (int64_t)found->begin, "X%s is not %s", part_suffixes[which],
             wanted->dtype);
-    bool good = t->form.numel != TOO_MANY && json_array_size(part->shape) == wanted->rank;
+    bool good = t->form.numel != TOO_MANY && json_array_size(found->shape) == wanted->rank;
     for (unsigned i = 0; good && i < wanted->rank; i++)
-        good = (uint64_t)json_integer_value(json_array_get(part->shape, i)) == wanted->shape[i];
+        good = (uint64_t)json_integer_value(json_array_get(found->shape, i)) == wanted->shape[i];
     return good || reject(
-                       f, "T-4", t->name, (int64_t)part->begin,
+                       f, "T-4", t->name, (int64_t)found->begin,
                        "the shape of X%s is not what that of X wants", part_suffixes[which]);
 }
 
@@ -731,8 +729,7 @@ static bool load_row(
 
 /* Reads what blocks need, to its place in buffers that are as long as the parts: so libendor is
  * given the tensor that it knows, and the pages of the rest are never touched. */
-static bool load_blocks(
-    const file *from, const tensor *t, range blocks, stored *s, failure *f) {
+static bool load_blocks(const file *from, const tensor *t, range blocks, stored *s, failure *f) {
     const endor_tensor *form = &t->form;
     const endor_encoding *e = &form->encoding;
     bool last = blocks.end == endor_blocks(form->numel), split = e->values == ENDOR_SPLIT;
@@ -741,8 +738,7 @@ static bool load_blocks(
     range patches = {0, 0}, need[PARTS] = {{0, 0}};
     if (e->positions == ENDOR_BITMAP) {
         if (!load_row(from, t, blocks, 0, form->stored, s, &ranks, f)) return false;
-        need[BITMAP] =
-            (range){blocks.begin * (ENDOR_BLOCK / 8), blocks.end * (ENDOR_BLOCK / 8)};
+        need[BITMAP] = (range){blocks.begin * (ENDOR_BLOCK / 8), blocks.end * (ENDOR_BLOCK / 8)};
     }
     if (split) {
         unsigned row = index_rows(e) - 1;
@@ -786,8 +782,8 @@ static bool reject_part(const tensor *t, endor_status status, uint64_t offset, f
         {ENDOR_E8, "E-8", PATCHES, "the padding of the patches is not 0"}};
     for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) {
         if (faults[i].status != status) continue;
-        const physical *part = t->parts[faults[i].part];
-        int64_t at = part ? (int64_t)(part->begin + offset) : NOWHERE;
+        const physical *found = t->parts[faults[i].part];
+        int64_t at = found ? (int64_t)(found->begin + offset) : NOWHERE;
         return reject(f, faults[i].rule, t->name, at, "%s", faults[i].message);
     }
     return unsupported(f, t->name, "libendor: status %d", (int)status);
@@ -829,11 +825,13 @@ static bool decode_encoded(
     bool good = stored_allocate(&s, t, f) && load_blocks(from, t, blocks, &s, f) &&
                 (!digests || check_digest(t, &s, unverified, f));
     if (good) {
-        endor_parts parts = {s.bytes[VALUES],          (size_t)s.sizes[VALUES],
-                             s.bytes[BITMAP],          (size_t)s.sizes[BITMAP],
-                             s.bytes[INDEX],           (size_t)s.sizes[INDEX],
-                             s.bytes[BASES],           (size_t)s.sizes[BASES],
-                             s.bytes[PATCHES],         (size_t)s.sizes[PATCHES]};
+        endor_parts parts = {
+            s.bytes[VALUES],  (size_t)s.sizes[VALUES],
+            s.bytes[BITMAP],  (size_t)s.sizes[BITMAP],
+            s.bytes[INDEX],   (size_t)s.sizes[INDEX],
+            s.bytes[BASES],   (size_t)s.sizes[BASES],
+            s.bytes[PATCHES], (size_t)s.sizes[PATCHES],
+        };
         good = decode_blocks(t, &parts, start, stop, take, context, f);
     }
     stored_free(&s);
