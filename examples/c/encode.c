@@ -238,8 +238,8 @@ static bool make_header(const job *j, buffer *b, failure *f) {
     for (size_t i = 0; i < j->count; i++) {
         const item *t = j->in_order[i];
         if (!t->encode) put_physical(b, t, VALUES, NULL, &at);
-        for (int i = 0; t->encode && i < PARTS; i++)
-            if (t->parts[i].dtype) put_physical(b, t, i, &t->parts[i], &at);
+        for (int k = VALUES; t->encode && k < PARTS; k++)
+            if (t->parts[k].dtype) put_physical(b, t, k, &t->parts[k], &at);
     }
     put_text(b, "}");
     while (!b->failed && b->size % 64 != 0) put_text(b, " ");
