@@ -10,55 +10,109 @@
 #include <unistd.h>
 
 #define MAX_WRITTEN_HEADER 25000000 /* W-1 */
-#define PIECE ((uint64_t)1 << 20)
+#define PIECE ((uint64_t)1 << 20) /* whole blocks of every itemsize */
 
 /* A tensor to be written. */
 typedef struct item {
-    tensor tensor; /* with the nnz that was counted */
+    tensor tensor; /* in the form that was chosen */
     uint64_t size; /* of its dense bytes */
     bool encode;
-    uint64_t sizes[3]; /* of its parts */
+    part parts[PARTS]; /* what it is written as, if it is encoded */
     uint64_t digest;
 } item;
 
 typedef struct job {
     file in;
+    choice values;
     item *items;     /* by name, as the tensors of the file */
     item **in_order; /* as their data is written */
     size_t count;
 } job;
 
-/* -- Which tensors to encode */
+/* -- Which tensors to encode, and how */
 
-static bool count_stored(const job *j, item *t, failure *f) {
-    void *piece = allocate(PIECE);
-    bool good = piece != NULL || no_memory(f);
+static void add_survey(endor_survey_result *sum, const endor_survey_result *piece) {
+    sum->nnz += piece->nnz;
+    if (sum->kept < piece->kept) sum->kept = piece->kept;
+    for (int i = 0; i < 2; i++)
+        for (int k = 0; k < 4; k++) sum->patches[i][k] += piece->patches[i][k];
+}
+
+/* Counts what the sizes of all encodings depend on. */
+static bool survey(const job *j, const item *t, endor_survey_result *sum, failure *f) {
+    endor_encoding e = form_of(&t->tensor, ENDOR_BITMAP, ENDOR_SPLIT).encoding;
+    bool split = max_width(t->tensor.dtype) > 0 && j->values != RAW_VALUES;
+    void *bytes = allocate(PIECE);
+    bool good = bytes != NULL || no_memory(f);
+    *sum = (endor_survey_result){.nnz = 0};
     for (uint64_t at = 0; good && at < t->size; at += PIECE) {
-        uint64_t size = t->size - at < PIECE ? t->size - at : PIECE, nnz = 0;
-        good = file_read(&j->in, t->tensor.parts[0]->begin + at, size, piece, f);
+        uint64_t size = t->size - at < PIECE ? t->size - at : PIECE;
+        endor_survey_result piece = {.nnz = 0};
+        good = file_read(&j->in, t->tensor.parts[0]->begin + at, size, bytes, f);
         if (!good) break;
         endor_status status =
-            endor_count(ENDOR_AUTO, piece, (size_t)size, t->tensor.dtype->bits / 8, &nnz);
-        t->tensor.nnz += nnz;
+            split ? endor_survey(ENDOR_AUTO, &e, bytes, (size_t)size, &piece)
+                  : endor_count(ENDOR_AUTO, bytes, (size_t)size, e.itemsize, &piece.nnz);
         if (status != ENDOR_OK)
             good = unsupported(f, t->tensor.name, "libendor: status %d", (int)status);
+        add_survey(sum, &piece);
     }
-    free(piece);
+    free(bytes);
     return good;
+}
+
+/* T-5 */
+static bool has_own_shape(const tensor *t, const part *values) {
+    bool same = json_array_size(t->shape) == values->rank;
+    for (unsigned i = 0; same && i < values->rank; i++)
+        same = (uint64_t)json_integer_value(json_array_get(t->shape, i)) == values->shape[i];
+    return same;
+}
+
+/* Takes this form if it is smaller than *least, A + H of the best one so far (W-7, W-10). */
+static void offer(item *t, const endor_tensor *form, uint64_t *least) {
+    tensor offered = t->tensor;
+    part parts[PARTS];
+    uint64_t sum = form->encoding.values == ENDOR_SPLIT ? 768 : 512;
+    offered.form = *form;
+    part_layout(&offered, parts);
+    for (int i = 0; i < PARTS; i++) sum += parts[i].size;
+    if (sum >= *least || has_own_shape(&offered, &parts[VALUES])) return;
+    *least = sum;
+    t->tensor.form = *form;
+    memcpy(t->parts, parts, sizeof parts);
+}
+
+/* W-10, in its order: an encoding that is as small as one before it is not taken. Split values that
+ * were asked for are for the dtypes that have them. */
+static void offer_all(const job *j, item *t, const endor_survey_result *known, uint64_t *least) {
+    if (j->values != SPLIT_VALUES || max_width(t->tensor.dtype) == 0) {
+        endor_tensor form = form_of(&t->tensor, ENDOR_BITMAP, ENDOR_RAW);
+        form.stored = known->nnz;
+        offer(t, &form, least);
+    }
+    if (j->values == RAW_VALUES) return;
+    for (uint32_t positions = ENDOR_BITMAP; positions <= ENDOR_ALL; positions++)
+        for (uint32_t width = 1; width <= max_width(t->tensor.dtype); width++) {
+            endor_tensor form = form_of(&t->tensor, positions, ENDOR_SPLIT);
+            form.encoding.width = width;
+            form.encoding.kept = known->kept;
+            form.stored = positions == ENDOR_ALL ? form.numel : known->nnz;
+            form.patches = known->patches[positions][width - 1];
+            offer(t, &form, least);
+        }
 }
 
 /* W-7 */
 static bool choose(const job *j, item *t, failure *f) {
     const tensor *all = j->in.tensors;
+    endor_survey_result known;
+    uint64_t least = UINT64_MAX;
     if (t->tensor.dtype->bits % 8 != 0) return true;
     if (has_below(all, j->count, sizeof all[0], t->tensor.name)) return true;
-    if (!count_stored(j, t, f)) return false;
-    uint64_t itemsize = t->tensor.dtype->bits / 8;
-    part_sizes(t->tensor.numel, t->tensor.nnz, itemsize, t->sizes);
-    bool own_shape =
-        json_array_size(t->tensor.shape) == 1 && t->tensor.numel == t->sizes[0] / itemsize;
-    uint64_t sum = t->sizes[0] + t->sizes[1] + t->sizes[2];
-    t->encode = !own_shape && 100 * (sum + 512) <= 95 * t->size;
+    if (!survey(j, t, &known, f)) return false;
+    offer_all(j, t, &known, &least);
+    t->encode = least <= 95 * t->size / 100;
     return true;
 }
 
@@ -94,18 +148,19 @@ static bool prepare(job *j, failure *f) {
 /* -- The header */
 
 static void put_endor(buffer *b, const job *j) {
-    bool first = true;
+    bool first = true, split = false;
     put_text(b, "{\"tensors\":{");
     for (size_t i = 0; i < j->count; i++) {
         const item *t = &j->items[i];
         if (!t->encode) continue;
         if (!first) put_text(b, ",");
         first = false;
+        split = split || t->tensor.form.encoding.values == ENDOR_SPLIT;
         put_name(b, t->tensor.name);
         put_text(b, ":");
         put_entry(b, &t->tensor, &t->digest);
     }
-    put_text(b, "},\"version\":\"1.0\"}");
+    put_text(b, split ? "},\"version\":\"1.1\"}" : "},\"version\":\"1.0\"}"); /* V-3 */
 }
 
 typedef struct member {
@@ -143,12 +198,11 @@ static void put_metadata(buffer *b, const job *j) {
     buffer_free(&endor);
 }
 
-/* A member of the header: a part of the length given, or without one, the plain tensor. */
-static void put_physical(
-    buffer *b, const tensor *t, int part, const uint64_t *length, uint64_t *at, uint64_t size) {
+/* A member of the header: a part as it has to be, or without one, the plain tensor. */
+static void put_physical(buffer *b, const item *t, int which, const part *wanted, uint64_t *at) {
     buffer name = {0};
-    put_text(&name, t->name);
-    put_text(&name, part_suffixes[part]);
+    put_text(&name, t->tensor.name);
+    put_text(&name, part_suffixes[which]);
     put_bytes(&name, "", 1);
     put_text(b, ",");
     if (name.failed)
@@ -157,19 +211,21 @@ static void put_physical(
         put_name(b, name.data);
     buffer_free(&name);
     put_text(b, ":{\"dtype\":\"");
-    put_text(b, part == 0 ? t->dtype->name : part_dtypes[part]);
+    put_text(b, wanted ? wanted->dtype : t->tensor.dtype->name);
     put_text(b, "\",\"shape\":");
-    if (length) {
-        put_text(b, "[");
-        put_number(b, *length);
+    if (wanted) {
+        for (unsigned i = 0; i < wanted->rank; i++) {
+            put_text(b, i > 0 ? "," : "[");
+            put_number(b, wanted->shape[i]);
+        }
         put_text(b, "]");
     } else {
-        put_shape(b, t->shape);
+        put_shape(b, t->tensor.shape);
     }
     put_text(b, ",\"data_offsets\":[");
     put_number(b, *at);
     put_text(b, ",");
-    put_number(b, *at += size);
+    put_number(b, *at += wanted ? wanted->size : t->size);
     put_text(b, "]}");
 }
 
@@ -181,12 +237,9 @@ static bool make_header(const job *j, buffer *b, failure *f) {
     put_metadata(b, j);
     for (size_t i = 0; i < j->count; i++) {
         const item *t = j->in_order[i];
-        uint64_t itemsizes[3] = {t->tensor.dtype->bits / 8, 1, 8};
-        if (!t->encode) put_physical(b, &t->tensor, 0, NULL, &at, t->size);
-        for (int part = 0; t->encode && part < 3; part++) {
-            uint64_t length = t->sizes[part] / itemsizes[part];
-            put_physical(b, &t->tensor, part, &length, &at, t->sizes[part]);
-        }
+        if (!t->encode) put_physical(b, t, VALUES, NULL, &at);
+        for (int k = VALUES; t->encode && k < PARTS; k++)
+            if (t->parts[k].dtype) put_physical(b, t, k, &t->parts[k], &at);
     }
     put_text(b, "}");
     while (!b->failed && b->size % 64 != 0) put_text(b, " ");
@@ -213,31 +266,31 @@ static bool write_all(int to, const void *bytes, uint64_t size, uint64_t *at, fa
 }
 
 static bool write_encoded(const job *j, item *t, int to, uint64_t *at, failure *f) {
-    void *dense = allocate(t->size), *part[3];
-    bool good = dense != NULL;
-    for (int i = 0; i < 3; i++) {
-        part[i] = allocate(t->sizes[i]);
-        good = good && part[i] != NULL;
-    }
-    good = good || no_memory(f);
-    good = good && file_read(&j->in, t->tensor.parts[0]->begin, t->size, dense, f);
+    const endor_tensor *form = &t->tensor.form;
+    stored s = {{NULL}, {0}};
+    void *dense = allocate(t->size);
+    bool good = dense != NULL || no_memory(f);
+    good = good && stored_allocate(&s, &t->tensor, f) &&
+           file_read(&j->in, t->tensor.parts[0]->begin, t->size, dense, f);
     if (good) {
-        endor_parts parts = {part[0], (size_t)t->sizes[0], part[1], (size_t)t->sizes[1],
-                             part[2], (size_t)t->sizes[2]};
-        endor_status status = endor_encode(
-            ENDOR_AUTO, dense, (size_t)t->size, t->tensor.dtype->bits / 8, 0,
-            endor_blocks(t->tensor.numel), 0, t->tensor.nnz, part[0], parts.values_size, part[1],
-            parts.bitmap_size, part[2], parts.index_size);
+        endor_room room = {
+            s.bytes[VALUES],  (size_t)s.sizes[VALUES],
+            s.bytes[BITMAP],  (size_t)s.sizes[BITMAP],
+            s.bytes[INDEX],   (size_t)s.sizes[INDEX],
+            s.bytes[BASES],   (size_t)s.sizes[BASES],
+            s.bytes[PATCHES], (size_t)s.sizes[PATCHES],
+        };
+        endor_range whole = {
+            .stop = endor_blocks(form->numel), .high = form->stored, .patch_high = form->patches};
+        endor_status status = endor_encode(ENDOR_AUTO, form, dense, (size_t)t->size, &whole, &room);
         if (status != ENDOR_OK)
             good = unsupported(
                 f, t->tensor.name, "libendor: status %d; did the file change?", (int)status);
-        else if (!tensor_digest(&t->tensor, &parts, &t->digest))
+        else if (!tensor_digest(&t->tensor, &s, &t->digest))
             good = no_memory(f);
     }
-    for (int i = 0; i < 3; i++) {
-        good = good && write_all(to, part[i], t->sizes[i], at, f);
-        free(part[i]);
-    }
+    for (int i = 0; good && i < PARTS; i++) good = write_all(to, s.bytes[i], s.sizes[i], at, f);
+    stored_free(&s);
     free(dense);
     return good;
 }
@@ -293,8 +346,8 @@ static bool write_job(job *j, const char *output, failure *f) {
     return good;
 }
 
-bool encode_file(const char *input, const char *output, failure *f) {
-    job j = {.items = NULL};
+bool encode_file(const char *input, const char *output, choice values, failure *f) {
+    job j = {.values = values};
     bool good = file_open(&j.in, input, f);
     if (good && json_object_get(j.in.metadata, "endor"))
         good = unsupported(f, NULL, "it is an Endor file already");

@@ -1,5 +1,5 @@
-/* One file: its header (rules C), its metadata (M), its tensors and their parts (T); decoding (B),
- * digests (D).
+/* One file: its header (rules C), its metadata (M), its tensors and their parts (T); decoding (B,
+ * E), digests (D).
  *
  * Nothing is believed before it is checked. What the header declares is compared with the length of
  * the file before any memory is allocated for it, and the bytes of a tensor are read once: those
@@ -17,17 +17,17 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-/* Section 5.3. Those of whole bytes can be encoded. */
+/* Section 5.3; E and M of section 8.3. Those of whole bytes can be encoded. */
 static const dtype dtypes[] = {
-    {"BOOL", 8},    {"U8", 8},          {"I8", 8},          {"F8_E5M2", 8}, {"F8_E4M3", 8},
-    {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16},
-    {"F16", 16},    {"BF16", 16},       {"I32", 32},        {"U32", 32},    {"F32", 32},
-    {"C64", 64},    {"F64", 64},        {"I64", 64},        {"U64", 64},    {"F4", 4},
-    {"F6_E2M3", 6}, {"F6_E3M2", 6}};
+    {"BOOL", 8, 0, 0},        {"U8", 8, 0, 0},      {"I8", 8, 0, 0},      {"F8_E5M2", 8, 5, 2},
+    {"F8_E4M3", 8, 4, 3},     {"F8_E8M0", 8, 0, 0}, {"I16", 16, 0, 0},    {"U16", 16, 0, 0},
+    {"F8_E4M3FNUZ", 8, 4, 3}, {"F16", 16, 5, 10},   {"BF16", 16, 8, 7},   {"I32", 32, 0, 0},
+    {"F8_E5M2FNUZ", 8, 5, 2}, {"U32", 32, 0, 0},    {"F32", 32, 8, 23},   {"C64", 64, 0, 0},
+    {"F64", 64, 0, 0},        {"I64", 64, 0, 0},    {"U64", 64, 0, 0},    {"F4", 4, 0, 0},
+    {"F6_E2M3", 6, 0, 0},     {"F6_E3M2", 6, 0, 0}};
 
-const char *const part_suffixes[3] = {"", ".endor.bitmap", ".endor.index"};
-enum { VALUES, BITMAP, INDEX };
-const char *const part_dtypes[3] = {NULL, "U8", "I64"};
+const char *const part_suffixes[PARTS] = {
+    "", ".endor.bitmap", ".endor.index", ".endor.bases", ".endor.patches"};
 
 /* No file is so long: what stands for every larger number of elements. */
 #define TOO_MANY (UINT64_C(1) << 57)
@@ -307,12 +307,60 @@ static bool check_digest_form(const char *name, const json_t *digest, failure *f
     return good || reject(f, "D-1", name, NOWHERE, "a digest of another form");
 }
 
-/* M-4 to M-7 and D-1: the entry of one tensor. */
+/* J-5, and `rule` for what is no number, or not one of least .. most. */
+static bool read_number(
+    const json_t *entry, const char *member, const char *rule, uint64_t least, uint64_t most,
+    const char *name, uint64_t *to, failure *f) {
+    const json_t *number = json_object_get(entry, member);
+    if (!json_is_integer(number))
+        return reject(f, rule, name, NOWHERE, "%s is not a number", member);
+    if (json_integer_value(number) < 0)
+        return reject(f, "J-5", name, NOWHERE, "%s is not as J-5 wants it", member);
+    *to = (uint64_t)json_integer_value(number);
+    return (*to >= least && *to <= most) ||
+           reject(
+               f, rule, name, NOWHERE, "%s is %" PRIu64 ", not %" PRIu64 " to %" PRIu64, member,
+               *to, least, most);
+}
+
+unsigned max_width(const dtype *type) {
+    return type->exponent > 4 ? 4 : type->exponent ? type->exponent - 1 : 0;
+}
+
+endor_tensor form_of(const tensor *t, uint32_t positions, uint32_t values) {
+    return (endor_tensor){
+        .encoding =
+            {.itemsize = t->dtype->bits / 8,
+             .positions = positions,
+             .values = values,
+             .exponent = t->dtype->exponent,
+             .mantissa = t->dtype->mantissa},
+        .numel = t->form.numel};
+}
+
+/* M-5 and M-8: what the encoding needs to know. */
+static bool read_form(const char *name, const json_t *entry, tensor *t, failure *f) {
+    endor_tensor *form = &t->form;
+    uint64_t width, kept;
+    form->stored = form->numel;
+    if (form->encoding.positions == ENDOR_BITMAP &&
+        !read_number(entry, "nnz", "M-5", 0, form->numel, name, &form->stored, f))
+        return false;
+    if (form->encoding.values != ENDOR_SPLIT) return true;
+    if (!read_number(entry, "w", "M-8", 1, max_width(t->dtype), name, &width, f) ||
+        !read_number(entry, "mantissa", "M-8", 0, t->dtype->mantissa, name, &kept, f) ||
+        !read_number(entry, "patches", "M-8", 0, form->stored, name, &form->patches, f))
+        return false;
+    form->encoding.width = (uint32_t)width;
+    form->encoding.kept = (uint32_t)kept;
+    return true;
+}
+
+/* M-4 to M-8 and D-1: the entry of one tensor. */
 static bool read_entry(const char *name, const json_t *entry, tensor *t, failure *f) {
     const json_t *positions = json_object_get(entry, "positions");
     const json_t *values = json_object_get(entry, "values");
     const json_t *digest = json_object_get(entry, "digest");
-    const json_t *nnz = json_object_get(entry, "nnz");
     t->name = name;
     t->encoded = true;
     t->dtype_name = json_object_get(entry, "dtype");
@@ -327,21 +375,19 @@ static bool read_entry(const char *name, const json_t *entry, tensor *t, failure
     if (digest && !t->digest) return reject(f, "M-4", name, NOWHERE, "digest is not a string");
     if (!check_shape(t->shape, "M-4", name, f)) return false;
     if (digest && !check_digest_form(name, digest, f)) return false;
-    t->numel = numel_of(t->shape);
-    if (!string_is(positions, "bitmap") || !string_is(values, "raw")) {
+    t->form.numel = numel_of(t->shape);
+    bool all = string_is(positions, "all"), split = string_is(values, "split");
+    if (!(all || string_is(positions, "bitmap")) || !(split || string_is(values, "raw")) ||
+        (all && !split)) {
         t->unsupported = "M-7: an encoding that this reader does not know";
         return true;
     }
-    if (t->dtype == NULL || t->dtype->bits % 8 != 0) {
-        t->unsupported = "M-7: a dtype that this reader does not know, or that is not encodable";
+    if (t->dtype == NULL || t->dtype->bits % 8 != 0 || (split && max_width(t->dtype) == 0)) {
+        t->unsupported = "M-7: a dtype that this reader does not know, or not in this encoding";
         return true;
     }
-    if (!json_is_integer(nnz)) return reject(f, "M-5", name, NOWHERE, "nnz is not a number");
-    if (json_integer_value(nnz) < 0)
-        return reject(f, "J-5", name, NOWHERE, "nnz is not as J-5 wants it");
-    t->nnz = (uint64_t)json_integer_value(nnz);
-    return t->nnz <= t->numel ||
-           reject(f, "M-5", name, NOWHERE, "nnz is %" PRIu64 ", more than numel", t->nnz);
+    t->form = form_of(t, all ? ENDOR_ALL : ENDOR_BITMAP, split ? ENDOR_SPLIT : ENDOR_RAW);
+    return read_form(name, entry, t, f);
 }
 
 /* M-3, T-1, and the entries. */
@@ -375,58 +421,95 @@ static bool read_entries(file *in, failure *f) {
 
 /* -- 7. Logical tensors and their parts */
 
-void part_sizes(uint64_t numel, uint64_t nnz, uint64_t itemsize, uint64_t sizes[3]) {
-    sizes[VALUES] = roundup(nnz * itemsize, 64);
-    sizes[BITMAP] = roundup(numel / 8 + (numel % 8 != 0), 64);
-    sizes[INDEX] = 8 * roundup(endor_blocks(numel) + 1, 8);
+static part vector(const char *type, uint64_t length, uint64_t itemsize) {
+    return (part){type, 1, {length}, length * itemsize};
+}
+
+static part matrix(const char *type, uint64_t rows, uint64_t columns, uint64_t itemsize) {
+    return (part){type, 2, {rows, columns}, rows * columns * itemsize};
+}
+
+/* Bytes of a group of 64 stored elements with split values: its planes of 64 bits. */
+static uint64_t group_size(const endor_encoding *e) {
+    return 8 * (uint64_t)(1 + e->kept + e->width);
+}
+
+/* Rows of the index: of stored elements, of patches. */
+static unsigned index_rows(const endor_encoding *e) {
+    return (e->positions == ENDOR_BITMAP ? 1u : 0u) + (e->values == ENDOR_SPLIT ? 1u : 0u);
+}
+
+void part_layout(const tensor *t, part parts[PARTS]) {
+    const endor_tensor *form = &t->form;
+    const endor_encoding *e = &form->encoding;
+    uint64_t n = form->stored, nb = endor_blocks(form->numel), entries = roundup(nb + 1, 8);
+    uint64_t bitmap = roundup(form->numel / 8 + (form->numel % 8 != 0), 64);
+    memset(parts, 0, PARTS * sizeof parts[0]);
+    if (e->positions == ENDOR_BITMAP) parts[BITMAP] = vector("U8", bitmap, 1);
+    if (e->values == ENDOR_RAW) {
+        uint64_t length = roundup(n * e->itemsize, 64) / e->itemsize;
+        parts[VALUES] = vector(t->dtype->name, length, e->itemsize);
+        parts[INDEX] = vector("I64", entries, 8);
+    } else {
+        parts[VALUES] = matrix("U8", roundup(n, 512) / 64, group_size(e), 1);
+        parts[INDEX] = matrix("I64", index_rows(e), entries, 8);
+        parts[BASES] = vector("U8", roundup(nb, 64), 1);
+        parts[PATCHES] = matrix("U8", roundup(form->patches, 64), 3, 1);
+    }
 }
 
 /* T-4 for one part. */
-static bool check_part(const tensor *t, int which, uint64_t size, failure *f) {
-    const physical *part = t->parts[which];
-    const char *wanted = which == VALUES ? t->dtype->name : part_dtypes[which];
-    if (!string_is(part->dtype_name, wanted))
+static bool check_part(const tensor *t, int which, const part *wanted, failure *f) {
+    const physical *found = t->parts[which];
+    if (!string_is(found->dtype_name, wanted->dtype))
         return reject(
-            f, "T-4", t->name, (int64_t)part->begin, "X%s is not %s", part_suffixes[which], wanted);
-    uint64_t length = size / (part->dtype->bits / 8);
-    if (t->numel == TOO_MANY || json_array_size(part->shape) != 1 ||
-        (uint64_t)json_integer_value(json_array_get(part->shape, 0)) != length)
-        return reject(
-            f, "T-4", t->name, (int64_t)part->begin, "the shape of X%s is not what that of X wants",
-            part_suffixes[which]);
-    return true;
+            f, "T-4", t->name, (int64_t)found->begin, "X%s is not %s", part_suffixes[which],
+            wanted->dtype);
+    bool good = t->form.numel != TOO_MANY && json_array_size(found->shape) == wanted->rank;
+    for (unsigned i = 0; good && i < wanted->rank; i++)
+        good = (uint64_t)json_integer_value(json_array_get(found->shape, i)) == wanted->shape[i];
+    return good || reject(
+                       f, "T-4", t->name, (int64_t)found->begin,
+                       "the shape of X%s is not what that of X wants", part_suffixes[which]);
+}
+
+/* Which part of that layout has a suffix; PARTS if none. */
+static int find_suffix(const part layout[PARTS], const char *suffix) {
+    int which = BITMAP;
+    while (which < PARTS && !(layout[which].dtype && strcmp(suffix, part_suffixes[which]) == 0))
+        which++;
+    return which;
 }
 
 /* T-2 to T-5 for one encoded tensor. All that belongs to it is marked (T-7). */
 static bool find_parts(file *in, tensor *t, failure *f) {
+    part layout[PARTS] = {{.dtype = NULL}};
     physical *first = find_physical(in, t->name);
     if (first == NULL)
         return reject(f, "T-2", t->name, NOWHERE, "there is no physical tensor of this name");
+    if (!t->unsupported) part_layout(t, layout);
     first->belongs = true;
     t->parts[VALUES] = first;
     size_t at =
         lower_bound(in->physicals, in->physical_count, sizeof in->physicals[0], t->name, ".endor.");
     for (; at < in->physical_count && starts_with(in->physicals[at].name, t->name, ".endor.");
          at++) {
-        physical *part = &in->physicals[at];
-        const char *suffix = part->name + strlen(t->name);
-        part->belongs = true;
-        if (strcmp(suffix, part_suffixes[BITMAP]) == 0)
-            t->parts[BITMAP] = part;
-        else if (strcmp(suffix, part_suffixes[INDEX]) == 0)
-            t->parts[INDEX] = part;
+        physical *found = &in->physicals[at];
+        const char *suffix = found->name + strlen(t->name);
+        int which = find_suffix(layout, suffix);
+        found->belongs = true;
+        if (which < PARTS)
+            t->parts[which] = found;
         else if (!t->unsupported)
             return reject(
-                f, "T-3", t->name, (int64_t)part->begin, "%s is no part of it", show(suffix).text);
+                f, "T-3", t->name, (int64_t)found->begin, "%s is no part of it", show(suffix).text);
     }
     if (t->unsupported) return true;
-    uint64_t sizes[3];
-    part_sizes(t->numel, t->nnz, t->dtype->bits / 8, sizes);
-    for (int i = BITMAP; i <= INDEX; i++)
-        if (t->parts[i] == NULL)
+    for (int i = VALUES; i < PARTS; i++)
+        if (layout[i].dtype && t->parts[i] == NULL)
             return reject(f, "T-2", t->name, NOWHERE, "no part X%s", part_suffixes[i]);
-    for (int i = VALUES; i <= INDEX; i++)
-        if (!check_part(t, i, sizes[i], f)) return false;
+    for (int i = VALUES; i < PARTS; i++)
+        if (layout[i].dtype && !check_part(t, i, &layout[i], f)) return false;
     if (json_equal(first->shape, t->shape))
         return reject(f, "T-5", t->name, (int64_t)first->begin, "its first part has its own shape");
     return true;
@@ -436,7 +519,7 @@ static void add_plain(file *in, const physical *p) {
     tensor *t = &in->tensors[in->tensor_count++];
     *t = (tensor){
         .name = p->name, .dtype = p->dtype, .dtype_name = p->dtype_name, .shape = p->shape};
-    t->numel = numel_of(p->shape);
+    t->form.numel = numel_of(p->shape);
     t->parts[0] = p;
     if (p->dtype == NULL) t->unsupported = "C-14: a dtype that this reader does not know";
 }
@@ -516,6 +599,13 @@ void put_shape(buffer *b, const json_t *shape) {
     put_text(b, "]");
 }
 
+static void put_member(buffer *b, const char *name, uint64_t number) {
+    put_text(b, ",\"");
+    put_text(b, name);
+    put_text(b, "\":");
+    put_number(b, number);
+}
+
 void put_entry(buffer *b, const tensor *t, const uint64_t *digest) {
     put_text(b, "{");
     if (digest) {
@@ -524,16 +614,24 @@ void put_entry(buffer *b, const tensor *t, const uint64_t *digest) {
         for (int shift = 60; shift >= 0; shift -= 4) put_bytes(b, &hex[*digest >> shift & 15], 1);
         put_text(b, "\",");
     }
+    const endor_tensor *form = &t->form;
+    bool bitmap = form->encoding.positions == ENDOR_BITMAP;
+    bool split = form->encoding.values == ENDOR_SPLIT;
     put_text(b, "\"dtype\":\"");
     put_text(b, t->dtype->name);
-    put_text(b, "\",\"nnz\":");
-    put_number(b, t->nnz);
-    put_text(b, ",\"positions\":\"bitmap\",\"shape\":");
+    put_text(b, "\"");
+    if (split) put_member(b, "mantissa", form->encoding.kept);
+    if (bitmap) put_member(b, "nnz", form->stored);
+    if (split) put_member(b, "patches", form->patches);
+    put_text(b, bitmap ? ",\"positions\":\"bitmap\"" : ",\"positions\":\"all\"");
+    put_text(b, ",\"shape\":");
     put_shape(b, t->shape);
-    put_text(b, ",\"values\":\"raw\"}");
+    put_text(b, split ? ",\"values\":\"split\"" : ",\"values\":\"raw\"");
+    if (split) put_member(b, "w", form->encoding.width);
+    put_text(b, "}");
 }
 
-bool tensor_digest(const tensor *t, const endor_parts *parts, uint64_t *digest) {
+bool tensor_digest(const tensor *t, const stored *parts, uint64_t *digest) {
     buffer b = {0};
     put_text(&b, "{");
     put_name(&b, t->name);
@@ -543,9 +641,8 @@ bool tensor_digest(const tensor *t, const endor_parts *parts, uint64_t *digest) 
     XXH3_state_t state;
     XXH3_64bits_reset(&state);
     if (!b.failed) XXH3_64bits_update(&state, b.data, b.size);
-    XXH3_64bits_update(&state, parts->values, parts->values_size);
-    XXH3_64bits_update(&state, parts->bitmap, parts->bitmap_size);
-    XXH3_64bits_update(&state, parts->index, parts->index_size);
+    for (int i = 0; i < PARTS; i++)
+        XXH3_64bits_update(&state, parts->bytes[i], (size_t)parts->sizes[i]);
     *digest = XXH3_64bits_digest(&state);
     bool good = !b.failed;
     buffer_free(&b);
@@ -553,7 +650,7 @@ bool tensor_digest(const tensor *t, const endor_parts *parts, uint64_t *digest) 
 }
 
 /* D-2 to D-4; all of the parts are there. */
-static bool check_digest(const tensor *t, const endor_parts *parts, bool *unverified, failure *f) {
+static bool check_digest(const tensor *t, const stored *parts, bool *unverified, failure *f) {
     uint64_t digest;
     if (t->digest == NULL) return true;
     *unverified = strncmp(t->digest, "xxh3_64:", 8) != 0;
@@ -564,23 +661,33 @@ static bool check_digest(const tensor *t, const endor_parts *parts, bool *unveri
                f, "D-2", t->name, NOWHERE, "it has %s, computed is %016" PRIx64, t->digest, digest);
 }
 
-/* -- 8. Bitmap and raw */
+/* -- 8. Encodings */
 
-/* Buffers for the parts, as long as these are in the file. */
-typedef struct loaded {
-    uint8_t *bytes[3];
-    uint64_t sizes[3];
-} loaded;
-
-static bool load(
-    const file *from, const tensor *t, loaded *l, int which, uint64_t begin, uint64_t end,
-    failure *f) {
-    return file_read(from, t->parts[which]->begin + begin, end - begin, l->bytes[which] + begin, f);
+bool stored_allocate(stored *s, const tensor *t, failure *f) {
+    part layout[PARTS];
+    part_layout(t, layout);
+    for (int i = 0; i < PARTS; i++) {
+        s->sizes[i] = layout[i].size;
+        s->bytes[i] = allocate(layout[i].size);
+        if (s->bytes[i] == NULL) return no_memory(f);
+    }
+    return true;
 }
 
-static int64_t entry_at(const loaded *l, uint64_t entry) {
+void stored_free(stored *s) {
+    for (int i = 0; i < PARTS; i++) free(s->bytes[i]);
+}
+
+/* Reads bytes of a part to their place in it. */
+static bool load(
+    const file *from, const tensor *t, stored *s, int which, uint64_t begin, uint64_t end,
+    failure *f) {
+    return file_read(from, t->parts[which]->begin + begin, end - begin, s->bytes[which] + begin, f);
+}
+
+static int64_t entry_at(const stored *s, uint64_t entry) {
     int64_t value;
-    memcpy(&value, l->bytes[INDEX] + 8 * entry, sizeof value);
+    memcpy(&value, s->bytes[INDEX] + 8 * entry, sizeof value);
     return value;
 }
 
@@ -589,53 +696,97 @@ static bool reject_entry(const tensor *t, const char *rule, uint64_t entry, fail
     return reject(f, rule, t->name, at, "entry %" PRIu64 " of the index is wrong", entry);
 }
 
-/* Reads what the blocks first .. stop - 1 need, to its place in buffers that are as long as the
- * parts: so libendor is given the tensor that it knows, and the pages of the rest are never
- * touched. libendor checks B-4, B-5 and B-7 too, for the sake of memory; here they keep what is
- * read within the part. */
-static bool load_blocks(
-    const file *from, const tensor *t, uint64_t first, uint64_t stop, loaded *l, failure *f) {
-    uint64_t nb = endor_blocks(t->numel), itemsize = t->dtype->bits / 8;
-    int64_t nnz = (int64_t)t->nnz;
-    bool last = stop == nb;
-    uint64_t index_end = last ? l->sizes[INDEX] : 8 * (stop + 1);
-    uint64_t bitmap_end = last ? l->sizes[BITMAP] : stop * (ENDOR_BLOCK / 8);
-    if (!load(from, t, l, INDEX, 8 * first, index_end, f)) return false;
-    if (first > 0 && !load(from, t, l, INDEX, 0, 8, f)) return false;
-    if (!last && !load(from, t, l, INDEX, 8 * nb, 8 * (nb + 1), f)) return false;
-    if (entry_at(l, 0) != 0) return reject_entry(t, "B-4", 0, f);
-    if (entry_at(l, nb) != nnz) return reject_entry(t, "B-7", nb, f);
-    int64_t low = entry_at(l, first), at = low;
-    if (low < 0 || low > nnz) return reject_entry(t, "B-5", first, f);
-    for (uint64_t b = first; b < stop; b++) {
-        int64_t next = entry_at(l, b + 1);
-        if (next < at || next > nnz) return reject_entry(t, "B-5", b + 1, f);
+/* Blocks, or what they hold in a part. */
+typedef struct range {
+    uint64_t begin, end;
+} range;
+
+/* What of one row of the index the blocks need. *counted is what it says of them. libendor checks
+ * B-4, B-5 and B-7 too, for the sake of memory; here they keep what is read within the parts. */
+static bool load_row(
+    const file *from, const tensor *t, range blocks, unsigned row, uint64_t count, stored *s,
+    range *counted, failure *f) {
+    uint64_t nb = endor_blocks(t->form.numel), entries = s->sizes[INDEX] / 8;
+    uint64_t length = entries / index_rows(&t->form.encoding), zero = row * length;
+    bool last = blocks.end == nb;
+    uint64_t first = zero + blocks.begin, stop = zero + blocks.end;
+    int64_t most = (int64_t)count;
+    if (!load(from, t, s, INDEX, 8 * first, 8 * (last ? zero + length : stop + 1), f)) return false;
+    if (first > zero && !load(from, t, s, INDEX, 8 * zero, 8 * (zero + 1), f)) return false;
+    if (!last && !load(from, t, s, INDEX, 8 * (zero + nb), 8 * (zero + nb + 1), f)) return false;
+    if (entry_at(s, zero) != 0) return reject_entry(t, "B-4", zero, f);
+    if (entry_at(s, zero + nb) != most) return reject_entry(t, "B-7", zero + nb, f);
+    int64_t low = entry_at(s, first), at = low;
+    if (low < 0 || low > most) return reject_entry(t, "B-5", first, f);
+    for (uint64_t i = first; i < stop; i++) {
+        int64_t next = entry_at(s, i + 1);
+        if (next < at || next > most) return reject_entry(t, "B-5", i + 1, f);
         at = next;
     }
-    uint64_t values_end = last ? l->sizes[VALUES] : (uint64_t)at * itemsize;
-    return load(from, t, l, BITMAP, first * (ENDOR_BLOCK / 8), bitmap_end, f) &&
-           load(from, t, l, VALUES, (uint64_t)low * itemsize, values_end, f);
+    *counted = (range){(uint64_t)low, (uint64_t)at};
+    return true;
+}
+
+/* Reads what blocks need, to its place in buffers that are as long as the parts: so libendor is
+ * given the tensor that it knows, and the pages of the rest are never touched. */
+static bool load_blocks(const file *from, const tensor *t, range blocks, stored *s, failure *f) {
+    const endor_tensor *form = &t->form;
+    const endor_encoding *e = &form->encoding;
+    bool last = blocks.end == endor_blocks(form->numel), split = e->values == ENDOR_SPLIT;
+    range ranks = {smaller(blocks.begin * ENDOR_BLOCK, form->numel),
+                   smaller(blocks.end * ENDOR_BLOCK, form->numel)};
+    range patches = {0, 0}, need[PARTS] = {{0, 0}};
+    if (e->positions == ENDOR_BITMAP) {
+        if (!load_row(from, t, blocks, 0, form->stored, s, &ranks, f)) return false;
+        need[BITMAP] = (range){blocks.begin * (ENDOR_BLOCK / 8), blocks.end * (ENDOR_BLOCK / 8)};
+    }
+    if (split) {
+        unsigned row = index_rows(e) - 1;
+        if (!load_row(from, t, blocks, row, form->patches, s, &patches, f)) return false;
+        uint64_t group = group_size(e);
+        need[VALUES] = (range){ranks.begin / 64 * group, (ranks.end + 63) / 64 * group};
+        need[BASES] = blocks;
+        need[PATCHES] = (range){3 * patches.begin, 3 * patches.end};
+    } else {
+        need[VALUES] = (range){ranks.begin * e->itemsize, ranks.end * e->itemsize};
+    }
+    for (int i = 0; i < PARTS; i++) {
+        if (i == INDEX || t->parts[i] == NULL) continue;
+        uint64_t end = last ? s->sizes[i] : need[i].end;
+        if (!load(from, t, s, i, need[i].begin, end, f)) return false;
+    }
+    return true;
 }
 
 static bool reject_part(const tensor *t, endor_status status, uint64_t offset, failure *f) {
     static const struct {
+        endor_status status;
         const char *rule;
         int part;
         const char *message;
     } faults[] = {
-        {"B-3", BITMAP, "a bit after the last element"},
-        {"B-4", INDEX, "the index does not begin with 0"},
-        {"B-5", INDEX, "the index falls, or leaves 0 .. nnz"},
-        {"B-6", INDEX, "a block has another number of elements"},
-        {"B-7", INDEX, "the index does not end with nnz"},
-        {"B-8", INDEX, "the padding of the index is not 0"},
-        {"B-9", VALUES, "the padding of the values is not 0"},
-        {"B-10", VALUES, "a stored element is zero"}};
-    if (status < ENDOR_B3 || status > ENDOR_B10)
-        return unsupported(f, t->name, "libendor: status %d", (int)status);
-    int i = (int)(status - ENDOR_B3);
-    int64_t at = (int64_t)(t->parts[faults[i].part]->begin + offset);
-    return reject(f, faults[i].rule, t->name, at, "%s", faults[i].message);
+        {ENDOR_B3, "B-3", BITMAP, "a bit after the last element"},
+        {ENDOR_B4, "B-4", INDEX, "the index does not begin with 0"},
+        {ENDOR_B5, "B-5", INDEX, "the index falls, or leaves the range of its counts"},
+        {ENDOR_B6, "B-6", INDEX, "a block has another number of elements"},
+        {ENDOR_B7, "B-7", INDEX, "the index does not end with the number of all"},
+        {ENDOR_B8, "B-8", INDEX, "the padding of the index is not 0"},
+        {ENDOR_B9, "B-9", VALUES, "the padding of the values is not 0"},
+        {ENDOR_B10, "B-10", VALUES, "a stored element is zero"},
+        {ENDOR_E2, "E-2", VALUES, "a bit after the last stored element"},
+        {ENDOR_E3, "E-3", BASES, "a base is too high, or not 0 in a block without elements"},
+        {ENDOR_E4, "E-4", BASES, "the padding of the bases is not 0"},
+        {ENDOR_E5, "E-5", PATCHES, "the ranks of patches do not ascend, or leave their block"},
+        {ENDOR_E6, "E-6", PATCHES, "the exponent of a patch is too high, or inside the window"},
+        {ENDOR_E7, "E-7", VALUES, "an element with a patch has a code that is not 0"},
+        {ENDOR_E8, "E-8", PATCHES, "the padding of the patches is not 0"}};
+    for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) {
+        if (faults[i].status != status) continue;
+        const physical *found = t->parts[faults[i].part];
+        int64_t at = found ? (int64_t)(found->begin + offset) : NOWHERE;
+        return reject(f, faults[i].rule, t->name, at, "%s", faults[i].message);
+    }
+    return unsupported(f, t->name, "libendor: status %d", (int)status);
 }
 
 /* Checks and decodes the blocks that hold the elements start .. stop - 1, some at a time. */
@@ -643,17 +794,17 @@ static bool decode_blocks(
     const tensor *t, const endor_parts *parts, uint64_t start, uint64_t stop, sink *take,
     void *context, failure *f) {
     uint64_t end = endor_blocks(stop), b = start / ENDOR_BLOCK, next;
-    size_t itemsize = t->dtype->bits / 8;
+    size_t itemsize = t->form.encoding.itemsize;
     uint8_t *dense = allocate(smaller(end - b, PIECE_BLOCKS) * ENDOR_BLOCK * itemsize);
     bool good = dense != NULL || no_memory(f);
     /* Once even for a tensor without blocks, which has an index all the same. */
     for (; good; b = next) {
         uint64_t offset;
         next = smaller(b + PIECE_BLOCKS, end);
-        uint64_t from = b * ENDOR_BLOCK, to = smaller(next * ENDOR_BLOCK, t->numel);
+        uint64_t from = b * ENDOR_BLOCK, to = smaller(next * ENDOR_BLOCK, t->form.numel);
         endor_status status = endor_decode(
-            ENDOR_AUTO, parts, itemsize, t->numel, t->nnz, b, next, dense,
-            (size_t)(to - from) * itemsize, 0, &offset);
+            ENDOR_AUTO, &t->form, parts, b, next, dense, (size_t)(to - from) * itemsize, 0,
+            &offset);
         if (status != ENDOR_OK) {
             good = reject_part(t, status, offset, f);
             break;
@@ -669,19 +820,21 @@ static bool decode_blocks(
 static bool decode_encoded(
     const file *from, const tensor *t, uint64_t start, uint64_t stop, bool digests,
     bool *unverified, sink *take, void *context, failure *f) {
-    loaded l = {{NULL}, {0}};
-    bool good = true;
-    for (int i = 0; i < 3; i++) {
-        l.sizes[i] = t->parts[i]->end - t->parts[i]->begin;
-        l.bytes[i] = allocate(l.sizes[i]);
-        if (l.bytes[i] == NULL) good = no_memory(f);
+    stored s = {{NULL}, {0}};
+    range blocks = {start / ENDOR_BLOCK, endor_blocks(stop)};
+    bool good = stored_allocate(&s, t, f) && load_blocks(from, t, blocks, &s, f) &&
+                (!digests || check_digest(t, &s, unverified, f));
+    if (good) {
+        endor_parts parts = {
+            s.bytes[VALUES],  (size_t)s.sizes[VALUES],
+            s.bytes[BITMAP],  (size_t)s.sizes[BITMAP],
+            s.bytes[INDEX],   (size_t)s.sizes[INDEX],
+            s.bytes[BASES],   (size_t)s.sizes[BASES],
+            s.bytes[PATCHES], (size_t)s.sizes[PATCHES],
+        };
+        good = decode_blocks(t, &parts, start, stop, take, context, f);
     }
-    endor_parts parts = {l.bytes[VALUES],         (size_t)l.sizes[VALUES], l.bytes[BITMAP],
-                         (size_t)l.sizes[BITMAP], l.bytes[INDEX],          (size_t)l.sizes[INDEX]};
-    good = good && load_blocks(from, t, start / ENDOR_BLOCK, endor_blocks(stop), &l, f);
-    good = good && (!digests || check_digest(t, &parts, unverified, f));
-    good = good && decode_blocks(t, &parts, start, stop, take, context, f);
-    for (int i = 0; i < 3; i++) free(l.bytes[i]);
+    stored_free(&s);
     return good;
 }
 
@@ -704,7 +857,7 @@ bool tensor_decode(
     failure *f) {
     bool unverified;
     if (t->unsupported) return unsupported(f, t->name, "%s", t->unsupported);
-    if (start > stop || stop > t->numel)
+    if (start > stop || stop > t->form.numel)
         return unsupported(f, t->name, "the tensor has no such elements");
     if (t->encoded && start == stop)
         return true; /* of no blocks there is nothing to check (B-11) */
@@ -724,6 +877,6 @@ bool tensor_decode_all(
     *unverified = false;
     if (t->unsupported) return unsupported(f, t->name, "%s", t->unsupported);
     if (t->encoded)
-        return decode_encoded(from, t, 0, t->numel, digests, unverified, take, context, f);
+        return decode_encoded(from, t, 0, t->form.numel, digests, unverified, take, context, f);
     return copy_plain(from, t->parts[0]->begin, t->parts[0]->end, take, context, f);
 }

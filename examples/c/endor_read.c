@@ -5,7 +5,11 @@
  *     endor_read decode PATH [--digests]      the tensors of a file or of a checkpoint directory,
  *                                             with the SHA-256 of their dense bytes
  *     endor_read slice PATH NAME START STOP   SHA-256 of the elements START .. STOP - 1
- *     endor_read encode INPUT OUTPUT          the canonical Endor file of a plain safetensors file
+ *     endor_read encode INPUT OUTPUT [--values auto|raw|split]
+ *                                             the canonical Endor file of a plain safetensors file:
+ *                                             each tensor in the smallest encoding that there is,
+ *                                             or of those with such values; a dtype without split
+ *                                             ones has raw ones
  *     endor_read batch                        the same, a request per line of standard input
  *
  * To build it, libendor being installed:
@@ -155,16 +159,37 @@ static json_t *slice(const argument *given, failure *f) {
     return json_pack("{s:s, s:s}", "result", "accept", "sha256", hex);
 }
 
+/* Whether it is the name of a choice. */
+static bool read_choice(const char *text, choice *values) {
+    static const char *const names[] = {"auto", "raw", "split"};
+    static const choice choices[] = {ANY_VALUES, RAW_VALUES, SPLIT_VALUES};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (strcmp(text, names[i]) != 0) continue;
+        *values = choices[i];
+        return true;
+    }
+    return false;
+}
+
 static json_t *encode(const argument *given, failure *f) {
-    return encode_file(given[0].text, given[1].text, f) ? json_pack("{s:s}", "result", "accept")
-                                                        : NULL;
+    choice values = ANY_VALUES;
+    bool good = given[2].text == NULL ||
+                (given[3].text != NULL && strcmp(given[2].text, "--values") == 0 &&
+                 read_choice(given[3].text, &values));
+    if (!good) {
+        unsupported(f, NULL, "usage: encode INPUT OUTPUT [--values auto|raw|split]");
+        return NULL;
+    }
+    return encode_file(given[0].text, given[1].text, values, f)
+               ? json_pack("{s:s}", "result", "accept")
+               : NULL;
 }
 
 static const struct {
     const char *name;
     size_t least, most; /* arguments */
     json_t *(*run)(const argument *given, failure *f);
-} commands[] = {{"decode", 1, 2, decode}, {"slice", 4, 4, slice}, {"encode", 2, 2, encode}};
+} commands[] = {{"decode", 1, 2, decode}, {"slice", 4, 4, slice}, {"encode", 2, 4, encode}};
 
 /* What there is no memory to make. */
 static const char out_of_memory[] =
@@ -251,7 +276,7 @@ int main(int count, char **arguments) {
     if (status == NOT_OFFERED)
         fputs(
             "usage: endor_read decode PATH [--digests] | slice PATH NAME START STOP |\n"
-            "                  encode INPUT OUTPUT | batch\n",
+            "                  encode INPUT OUTPUT [--values auto|raw|split] | batch\n",
             stderr);
     else
         puts(text ? text : out_of_memory);

@@ -106,11 +106,12 @@ json_t *json_read_all(const char *text, size_t size, failure *f);
  * and not all of that. */
 bool json_check_lax(const char *text, size_t size, failure *f);
 
-/* -- endor_file.c: one file: rules C, M, T, B and D. */
+/* -- endor_file.c: one file: rules C, M, T, B, E and D. */
 
 typedef struct dtype {
     const char *name;
     unsigned bits;
+    unsigned exponent, mantissa; /* bits of a float that can be split; otherwise 0 */
 } dtype;
 
 /* A tensor that the header lists. */
@@ -123,17 +124,29 @@ typedef struct physical {
     bool belongs;        /* to an encoded tensor */
 } physical;
 
+/* The parts that an encoded tensor may have, in the order of B-2. */
+enum { VALUES, BITMAP, INDEX, BASES, PATCHES, PARTS };
+
+extern const char *const part_suffixes[PARTS];
+
+/* What a part has to be. */
+typedef struct part {
+    const char *dtype; /* NULL: the encoding does not have this part */
+    unsigned rank;
+    uint64_t shape[2];
+    uint64_t size; /* in bytes */
+} part;
+
 /* A tensor that the user sees. */
 typedef struct tensor {
     const char *name;        /* stored; the first member */
     const char *unsupported; /* why; NULL if it can be decoded */
     const dtype *dtype;
     json_t *dtype_name, *shape;
-    uint64_t numel;
     bool encoded;
-    uint64_t nnz;
-    const char *digest;       /* NULL if there is none */
-    const physical *parts[3]; /* values, bitmap, index; of a plain tensor, itself alone */
+    endor_tensor form;            /* how it is encoded; of a plain tensor, numel alone */
+    const char *digest;           /* NULL if there is none */
+    const physical *parts[PARTS]; /* of a plain tensor, itself alone */
 } tensor;
 
 typedef struct file {
@@ -150,10 +163,6 @@ typedef struct file {
 
 /* Takes dense bytes, piece after piece. */
 typedef void sink(void *context, const void *bytes, size_t size);
-
-/* Of values, bitmap and index; values have the dtype of the tensor. */
-extern const char *const part_suffixes[3];
-extern const char *const part_dtypes[3];
 
 /* Checks all that can be checked before any data is read. Whatever it returns, the file wants to be
  * closed. */
@@ -173,11 +182,28 @@ bool tensor_decode_all(
     const file *from, const tensor *t, bool digests, bool *unverified, sink *take, void *context,
     failure *f);
 
-/* What the digest of a tensor has to be (D-2). False without memory. */
-bool tensor_digest(const tensor *t, const endor_parts *parts, uint64_t *digest);
+/* Buffers for the parts, as long as these are in the file; zero at first. Those that the encoding
+ * does not have are of size 0. Whatever it returns, what is allocated wants to be freed. */
+typedef struct stored {
+    uint8_t *bytes[PARTS];
+    uint64_t sizes[PARTS];
+} stored;
 
-/* The lengths of the parts in bytes. numel and nnz are below 2^57. */
-void part_sizes(uint64_t numel, uint64_t nnz, uint64_t itemsize, uint64_t sizes[3]);
+bool stored_allocate(stored *s, const tensor *t, failure *f);
+void stored_free(stored *s);
+
+/* What the digest of a tensor has to be (D-2). False without memory. */
+bool tensor_digest(const tensor *t, const stored *parts, uint64_t *digest);
+
+/* What the parts of an encoded tensor have to be (B-2). Its counts are below 2^57. */
+void part_layout(const tensor *t, part parts[PARTS]);
+
+/* The bits of a code: 1 to this; 0 if the values of a dtype cannot be split (M-8). */
+unsigned max_width(const dtype *type);
+
+/* An encoding of a tensor: its positions and values, with the widths that the dtype gives; kept,
+ * width and the counts are 0. */
+endor_tensor form_of(const tensor *t, uint32_t positions, uint32_t values);
 
 /* A shape that has been checked, as canonical JSON text. */
 void put_shape(buffer *b, const json_t *shape);
@@ -209,7 +235,11 @@ void checkpoint_close(checkpoint *opened);
 
 /* -- encode.c: the canonical file (rules W). */
 
-bool encode_file(const char *input, const char *output, failure *f);
+/* Which values the encoding of a tensor may have (W-10); SPLIT_VALUES leaves raw ones to the dtypes
+ * that have no others. */
+typedef enum choice { ANY_VALUES, RAW_VALUES, SPLIT_VALUES } choice;
+
+bool encode_file(const char *input, const char *output, choice values, failure *f);
 
 /* -- sha256.c */
 
