@@ -1,8 +1,8 @@
 """Results as tables and a plot: medians, and ratios to the copy of the same run.
 
 python benchmarks/table.py RAW.json NAME     keeps RAW.json as results/NAME.json, without what tells of a
-                                             person's machine and not of its speed, and renews README.md
-python benchmarks/table.py                   renews README.md
+                                             person's machine and not of its speed, and renews both READMEs
+python benchmarks/table.py                   renews both
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import pyperf
 
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
+FRONT = HERE.parent / "README.md"
+SIZES = HERE / "results" / "sizes.json"
+SIZES_MARKS = re.compile(r"(<!-- sizes:begin -->\n).*?(<!-- sizes:end -->)", re.DOTALL)
 MARKS = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
 MACHINE = {"cpu_count", "cpu_model_name", "python_version", "platform"}
 CASE = {"name", "section", "what", "target", "threads", "itemsize", "density", "nbytes", "stored"}
@@ -176,7 +179,7 @@ def densities_table(results: Results) -> str:
     )
 
 
-def sizes_table(results: Results) -> str:
+def calls_table(results: Results) -> str:
     lines = []
     for nbytes in results.values("sizes", "nbytes"):
         copy = results.seconds("sizes", what="memcpy", nbytes=nbytes)
@@ -261,7 +264,7 @@ def table(results: Results) -> str:
         "split itemsizes": split_itemsizes_table,
         "itemsizes": itemsizes_table,
         "densities": densities_table,
-        "sizes": sizes_table,
+        "sizes": calls_table,
         "loading": loading_table,
         "slices": slices_table,
         "layer": layer_table,
@@ -309,11 +312,29 @@ def plot(results: Results) -> None:
     figure.savefig(HERE / "results" / f"{results.name}.svg", metadata={"Date": None})
 
 
+def sizes_table(dtypes: tuple[str, ...]) -> str:
+    """Bits per weight of a trained model, of these dtypes; what ``sizes.py`` found."""
+    lines = []
+    for what, found in json.loads(SIZES.read_text("utf-8")).items():
+        if what.startswith(dtypes):
+            figures = [f"{found[key]:.2f}" for key in ("raw", "auto", "floor")]
+            figures[1] = f"**{figures[1]}**"
+            lines.append([what, f"{found['dense']:.0f}", *figures, f"{found['dense'] / found['auto']:.2f}x"])
+    return rows(["", "dense", "bitmap and values", "Endor 1.1", "entropy floor", "smaller by"], lines)
+
+
+def front() -> str:
+    """The README of the project with the sizes in it."""
+    text = FRONT.read_text("utf-8")
+    return SIZES_MARKS.sub(lambda mark: mark[1] + sizes_table(("BF16",)) + mark[2], text)
+
+
 def readme() -> str:
     """README.md with the tables of all results."""
-    found = [Results(path) for path in sorted((HERE / "results").glob("*.json"))]
+    found = [Results(path) for path in sorted((HERE / "results").glob("*.json")) if path != SIZES]
     tables = "\n".join(table(results) for results in found)
-    return MARKS.sub(lambda mark: mark[1] + tables + mark[2], README.read_text("utf-8"))
+    text = SIZES_MARKS.sub(lambda mark: mark[1] + sizes_table(("",)) + mark[2], README.read_text("utf-8"))
+    return MARKS.sub(lambda mark: mark[1] + tables + mark[2], text)
 
 
 def main() -> None:
@@ -322,6 +343,7 @@ def main() -> None:
         keep(Path(sys.argv[1]), sys.argv[2])
         plot(Results(HERE / "results" / f"{sys.argv[2]}.json"))
     README.write_text(readme(), "utf-8")
+    FRONT.write_text(front(), "utf-8")
 
 
 if __name__ == "__main__":

@@ -26,26 +26,27 @@ extern "C" {
 /* Elements in a block, the unit of the index. */
 #define ENDOR_BLOCK 4096u
 
-/* How a call ended. Rules are those of spec/endor-1.md. */
+/* How a call ended. Rules are those of spec/endor-1.md. Where a fault is told with an offset, it counts from the beginning of
+ * the part that is named here; in split values it is that of a group. */
 typedef enum endor_status {
     ENDOR_OK = 0,
     ENDOR_ARGUMENT = 1, /* a size, an item size, a range or a target that makes no sense: the caller's fault */
     ENDOR_TARGET = 2,   /* this machine or this build does not have the target */
-    ENDOR_B3 = 103,     /* the bitmap has a bit set past the last element */
-    ENDOR_B4 = 104,     /* the index does not begin with 0 */
-    ENDOR_B5 = 105,     /* the index falls, or leaves 0 .. nnz */
-    ENDOR_B6 = 106,     /* a block has not the number of bits that the index says */
-    ENDOR_B7 = 107,     /* the index does not end with nnz */
-    ENDOR_B8 = 108,     /* the padding of the index is not 0 */
-    ENDOR_B9 = 109,     /* the padding of the values is not 0 */
-    ENDOR_B10 = 110,    /* a stored element is zero */
-    ENDOR_E2 = 202,     /* the values have a bit set past the last stored element */
-    ENDOR_E3 = 203,     /* a base is too high, or not 0 in a block without stored elements */
-    ENDOR_E4 = 204,     /* the padding of the bases is not 0 */
-    ENDOR_E5 = 205,     /* the ranks of patches do not ascend, or leave their block */
-    ENDOR_E6 = 206,     /* the exponent of a patch is too high, or inside the window */
-    ENDOR_E7 = 207,     /* an element with a patch has a code that is not 0 */
-    ENDOR_E8 = 208      /* the padding of the patches is not 0 */
+    ENDOR_B3 = 103,     /* bitmap: it has a bit set past the last element */
+    ENDOR_B4 = 104,     /* index: a row does not begin with 0 */
+    ENDOR_B5 = 105,     /* index: a row falls, or leaves 0 .. its last entry */
+    ENDOR_B6 = 106,     /* index: a block has not as many bits as the entry after it says */
+    ENDOR_B7 = 107,     /* index: a row does not end with its count */
+    ENDOR_B8 = 108,     /* index: its padding is not 0 */
+    ENDOR_B9 = 109,     /* values: their padding is not 0 */
+    ENDOR_B10 = 110,    /* values: a stored element is zero */
+    ENDOR_E2 = 202,     /* values: they have a bit set past the last stored element */
+    ENDOR_E3 = 203,     /* bases: one is too high, or not 0 in a block without stored elements */
+    ENDOR_E4 = 204,     /* bases: their padding is not 0 */
+    ENDOR_E5 = 205,     /* patches: ranks do not ascend, or leave their block */
+    ENDOR_E6 = 206,     /* patches: an exponent is too high, or inside the window */
+    ENDOR_E7 = 207,     /* values: an element with a patch has a code that is not 0 */
+    ENDOR_E8 = 208      /* patches: their padding is not 0 */
 } endor_status;
 
 /* An instruction set. Each can be forced, so that all of them can be tested on one machine. */
@@ -138,32 +139,35 @@ ENDOR_API endor_target endor_best(void);
 ENDOR_API endor_status endor_count(
     endor_target target, const void *dense, size_t size, size_t itemsize, uint64_t *nnz);
 
-/* Counts them and all that decides how floats are split. `encoding` says itemsize, exponent and mantissa. Results of pieces of
- * whole blocks add up; of `kept` the largest is that of all. */
+/* Counts them and all that decides how floats are split; for what cannot be split there is endor_count. Of `encoding` itemsize,
+ * exponent and mantissa are looked at. Results of pieces add up, if all but the last are whole blocks; of `kept` the largest is
+ * that of all. Widths that there are not for these floats need 0 patches here, and mean nothing. */
 ENDOR_API endor_status endor_survey(
     endor_target target, const endor_encoding *encoding, const void *dense, size_t size, endor_survey_result *result);
 
-/* The size of every part of a tensor, by itself; 0 for those that it does not have. ENDOR_ARGUMENT for an encoding that is
- * none, widths out of range, or counts that are too large for this machine. */
+/* The size of every part of a tensor, in the order of endor_parts; 0 for those that it does not have. ENDOR_ARGUMENT for an
+ * encoding that is none, widths out of range, or counts that are too large for this machine. */
 ENDOR_API endor_status endor_sizes(const endor_tensor *tensor, size_t sizes[5]);
 
 /* A range of blocks to encode: first .. stop - 1; and where in the whole tensor what they hold begins and ends: the ranks
- * `low` and `high` of their stored elements, `patch_low` and `patch_high` of their patches. */
+ * `low` and `high` of their stored elements, `patch_low` and `patch_high` of their patches. With ENDOR_ALL, ranks are the numbers
+ * of elements: ENDOR_BLOCK * first, and for the last block numel. */
 typedef struct endor_range {
     uint64_t first, stop, low, high, patch_low, patch_high;
 } endor_range;
 
 /* Fills what a range of blocks of `dense` has in the parts, canonically: their bitmap, values, bases and patches, and the index
  * entries that follow each; with the first block also the entries 0, with the last all padding. ENDOR_ARGUMENT if the sizes are
- * not those of endor_sizes for the whole tensor, if the range does not begin or end where it says, or if `kept` drops a bit.
- * Threads can encode ranges of their own. Split values have to be zero before; and since a group of 64 stored elements may
+ * not those of endor_sizes for the whole tensor, or if `dense` is not what was counted: the range does not begin or end where it
+ * says, or `kept` drops a bit. Threads can encode ranges of their own. Of split tensors the part `values` has to be zero before; and since a group of 64 stored elements may
  * begin in one range and end in the next, two ranges are not to be encoded at the same time if they have a group in common. */
 ENDOR_API endor_status endor_encode(
     endor_target target, const endor_tensor *tensor, const void *dense, size_t size, const endor_range *range,
     const endor_room *parts);
 
 /* Checks the blocks first .. stop - 1 of a tensor (B-11) and writes their elements to `out`. For all blocks this checks
- * all of B-3 to B-10 and E-2 to E-8. After an error `out` holds nothing of use, and *offset is where in its part the fault
+ * all of B-3 to B-10 and E-2 to E-8. Of each row of the index, entries 0, first .. stop and the last are read, and of the other
+ * parts what these blocks have, whole groups of values; with the last block all padding. After an error `out` holds nothing of use, and *offset is where in its part the fault
  * lies. */
 ENDOR_API endor_status endor_decode(
     endor_target target, const endor_tensor *tensor, const endor_parts *parts, uint64_t first, uint64_t stop, void *out,
