@@ -136,11 +136,10 @@ class Disable(ast.NodeTransformer):
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         call = node.value
-        if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
-            # A check that is told its rule, such as that of padding.
-            if call.args[0].value == self.rule:
-                return self.out(node)
-        return node
+        first = call.args[0] if isinstance(call, ast.Call) and call.args else None
+        # A check that is told its rule, such as that of padding.
+        told = isinstance(first, ast.Constant) and first.value == self.rule
+        return self.out(node) if told else node
 
     def out(self, node: ast.stmt) -> ast.AST:
         self.found += 1
@@ -275,7 +274,7 @@ def mutants(source: str) -> Iterator[Mutant]:
     """Every variant of every expression, and every statement left out that is a call of a check."""
     tree = ast.parse(source)
     seen: defaultdict[str, int] = defaultdict(int)
-    for function, node in nodes(tree, ""):
+    for function, node in nodes(tree, "", set()):
         for what, change, undo in variants(node):
             shown = ast.unparse(node.test if isinstance(node, ast.If) else node)
             text = f"{function}: {shown[:60]}: {what}"
@@ -298,27 +297,71 @@ def numbered(text: str, node: ast.AST, tree: ast.Module, seen: defaultdict[str, 
     return Mutant(name, getattr(node, "lineno", 0), code)
 
 
-def nodes(node: ast.AST, function: str) -> Iterator[tuple[str, ast.AST]]:
-    """All nodes below one, with the function that they stand in; not those of messages and annotations."""
+def nodes(node: ast.AST, function: str, told: set[str]) -> Iterator[tuple[str, ast.AST]]:
+    """All nodes below one, with the function that they stand in; not those of messages and annotations.
+
+    ``told`` are the variables of the function that only messages and offsets are made of.
+    """
     for name, value in ast.iter_fields(node):
         if name in {"annotation", "returns", "decorator_list"}:
             continue
         children = value if isinstance(value, list) else [value]
-        if name == "args" and isinstance(node, ast.Call) and ast.unparse(node.func) in {"check", "Invalid"}:
-            children = children[:2]  # condition and rule; message, tensor and offset are no contract
+        if name == "args" and (judged := arguments_judged(node)):
+            children = children[:judged]
         for child in children:
-            if not isinstance(child, ast.AST) or is_told(child) or is_entry(child):
+            if not isinstance(child, ast.AST) or is_told(child, told) or is_entry(child):
                 continue
-            inside = child.name if isinstance(child, ast.FunctionDef) else function
-            yield inside, child
-            yield from nodes(child, inside)
+            if isinstance(child, ast.FunctionDef):
+                yield child.name, child
+                yield from nodes(child, child.name, told_by(child))
+            else:
+                yield function, child
+                yield from nodes(child, function, told)
 
 
-def is_told(node: ast.AST) -> bool:
+def arguments_judged(node: ast.AST) -> int:
+    """How many arguments of a verdict count, condition and rule; what is said besides is no contract."""
+    return {"check": 2, "Invalid": 1}.get(ast.unparse(node.func), 0) if isinstance(node, ast.Call) else 0
+
+
+def is_told(node: ast.AST, told: set[str]) -> bool:
     """Whether a node only makes up what is said besides the verdict and the rule."""
-    if isinstance(node, ast.Assign):
-        return ast.unparse(node.targets[0]) in {"offset", "bad_at"}
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name | ast.Tuple):
+        return names(node.targets[0], ast.Store) <= told
     return isinstance(node, ast.JoinedStr)
+
+
+def told_by(function: ast.FunctionDef) -> set[str]:
+    """The variables of a function that nothing is made of but messages, offsets and one another."""
+    told = {
+        name
+        for statement in ast.walk(function)
+        if isinstance(statement, ast.Assign)
+        for name in names(statement.targets[0], ast.Store)
+    }
+    while used := told & used_for_verdicts(function, told):
+        told -= used
+    return told
+
+
+def used_for_verdicts(node: ast.AST, told: set[str]) -> set[str]:
+    if isinstance(node, ast.Assign) and is_told(node, told):
+        return set()
+    used = names(node, ast.Load) if isinstance(node, ast.Name) else set()
+    children = list(ast.iter_child_nodes(node))
+    if isinstance(node, ast.Call) and (judged := arguments_judged(node)):
+        children = node.args[:judged]
+    for child in children:
+        used |= used_for_verdicts(child, told)
+    if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+        for generator in node.generators:
+            used -= names(generator.target, ast.Store)  # other variables, whatever they are called
+    return used
+
+
+def names(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
+    found = (n for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, context))
+    return {name.id for name in found}
 
 
 def is_entry(node: ast.AST) -> bool:

@@ -32,7 +32,9 @@ def arguments() -> argparse.Namespace:
         usage="run.py [options] -- COMMAND...",
     )
     parser.add_argument("--level", choices=LEVELS, default="L4", help="all levels up to this one")
-    parser.add_argument("--version", choices=VERSIONS, default=VERSIONS[-1], help="what it knows of the format")
+    parser.add_argument(
+        "--version", choices=VERSIONS, default=VERSIONS[-1], help="what it knows of the format"
+    )
     parser.add_argument("--category", help="only this category")
     parser.add_argument("--case", default="*", metavar="GLOB", help="only cases with such an id")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the results there")

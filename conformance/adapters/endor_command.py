@@ -30,7 +30,9 @@ def answer(args: list[str]) -> Answer | None:
     if args[0] == "decode":
         return decode(args[1], "--digests" in args[2:])
     if args[0] == "encode":
-        code, output = endor("compress", *args[1:])  # the last two are --values and what they are, or there are none
+        code, output = endor(
+            "compress", *args[1:]
+        )  # the last two are --values and what they are, or there are none
         return {"result": "accept"} if code == 0 else failed(output)
     return None
 

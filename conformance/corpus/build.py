@@ -255,7 +255,7 @@ def best_base(exponents: list[int], bits: int, w: int) -> int:
 
 
 def bit_place(rank: int, k: int, mantissa: int, w: int) -> int:
-    """Where bit k of the element of a rank is in split values, in bits: first its residue's, then its code's (E-1)."""
+    """Where in split values bit k of an element is: first come its residue's, then its code's (E-1)."""
     whole, j = (1 + mantissa) // 8, rank % 64
     row = rank // 64 * 8 * (1 + mantissa + w)
     if k < 8 * whole:

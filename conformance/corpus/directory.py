@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from corpus.build import (
-    encoded_as,
     Pairs,
     Physical,
     Raw,
     Sketch,
     Tensor,
+    encoded_as,
     plain_file,
     random_tensor,
     to_json,

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from corpus.build import (
-    encoded_as,
     BLOCK,
     ENCODABLE,
     Tensor,
     canonical,
+    encoded_as,
     physical,
     plain_file,
     random_tensor,

@@ -57,18 +57,29 @@ def right() -> Iterator[Case]:
     for i in (0, 50, 51, 200, 4095, BLOCK, BLOCK + 60, BLOCK + 299):
         elements[i] = 0x0100 + i % 90 * 128
     spans = [(a, a + k) for a in (0, 49, 50, 51, 52, 199, 200, 201, 4094, 4095, BLOCK) for k in (1, 2)]
-    spans += [(BLOCK + 1, BLOCK + 60), (BLOCK + 60, BLOCK + 61), (BLOCK + 61, BLOCK + 299), (52, 200), (40, 60)]
+    spans += [
+        (BLOCK + 1, BLOCK + 60),
+        (BLOCK + 60, BLOCK + 61),
+        (BLOCK + 61, BLOCK + 299),
+        (52, 200),
+        (40, 60),
+    ]
     for positions in ("bitmap", "all"):
         t = tensor_of("w", "BF16", elements, [4, 1099])
         note = f"patches before, in, at the edges of and after what is asked for, positions {positions}"
         yield good(f"b-11-patches-{positions}", note, t, Split(1, positions), spans)
     stored = {BLOCK * 3 + 5: 0x40, BLOCK * 8 - 1: 0x05, BLOCK * 8: 0x3D}
     t = scattered("w", "F8_E5M2", [9, BLOCK], stored)
-    spans = [(BLOCK * b, BLOCK * (b + 1)) for b in (0, 3, 7, 8)] + [(0, 9 * BLOCK), (BLOCK * 8 - 1, BLOCK * 8 + 1)]
+    spans = [(BLOCK * b, BLOCK * (b + 1)) for b in (0, 3, 7, 8)] + [
+        (0, 9 * BLOCK),
+        (BLOCK * 8 - 1, BLOCK * 8 + 1),
+    ]
     yield good("b-11-split-empty-blocks", "most blocks are empty", t, Split(1), spans)
     asked = [s for t in MANY if t.dtype != "F4" for s in slices_of(t, [(0, 1), (2, 7), (7, 7)])]
     note = "slices of raw, split, all and plain tensors"
-    case = Case("slice", "b-11-all-encodings", ["B-11"], canonical(MANY, MANY_HOW), ACCEPT, "L4", note, slices=asked)
+    case = Case(
+        "slice", "b-11-all-encodings", ["B-11"], canonical(MANY, MANY_HOW), ACCEPT, "L4", note, slices=asked
+    )
     yield without_earlier(case)
     empty = Tensor("w", "BF16", [0, 9], b"")
     yield good("b-11-all-empty", "an empty tensor", empty, Split(1, "all"), [(0, 0)])
@@ -109,12 +120,29 @@ def faults() -> Iterator[Case]:
             ("b-7", row(number, e3=end + 1), every, "the last entry, wherever the slice is"),
             ("b-5-falling", row(number, e1=two + 1), [middle, blocks[1]], "entries that fall"),
             ("b-5-negative", row(number, e1=-1), [first, middle], "a negative entry"),
-            ("b-5-past-the-end", row(number, e1=end + 1, e2=end + 1 + two - one), [middle, blocks[1]], "entries past the last one"),
-            ("b-5-far-away", row(number, **far), [middle, blocks[1]], "entries far away, as far apart as they should be"),
-            ("b-5-smallest", row(number, e1=-(2**63), e2=-(2**63) + two - one), [middle, blocks[1]], "the smallest integers"),
+            (
+                "b-5-past-the-end",
+                row(number, e1=end + 1, e2=end + 1 + two - one),
+                [middle, blocks[1]],
+                "entries past the last one",
+            ),
+            (
+                "b-5-far-away",
+                row(number, **far),
+                [middle, blocks[1]],
+                "entries far away, as far apart as they should be",
+            ),
+            (
+                "b-5-smallest",
+                row(number, e1=-(2**63), e2=-(2**63) + two - one),
+                [middle, blocks[1]],
+                "the smallest integers",
+            ),
             ("b-8", row(number, e5=1), [last, blocks[2]], "the padding of the row"),
         ]:
-            yield bad(f"{name}-{what}-in-the-slice", [name[:3].upper()], f"{note} ({what})", base, change, spans)
+            yield bad(
+                f"{name}-{what}-in-the-slice", [name[:3].upper()], f"{note} ({what})", base, change, spans
+            )
     patches = [(rank, at) for at, (rank, _) in enumerate(SOME.patches())]
     counts, at = SOME.rows()[0], SOME.rows()[1][1]
     rank = counts[1] + patches[at][0]
@@ -126,16 +154,46 @@ def faults() -> Iterator[Case]:
         ("b-3-split", flip(n), [last, blocks[2]], "a bit after the last element"),
         ("b-3-split-last", flip(bits - 1), [last], "the last bit of the bitmap"),
         ("b-6-split", flip(BLOCK + 1), [blocks[1], (0, n)], "a bit of block 1"),
-        ("e-2-split", lambda s: s.flip_element("w", counts[3], 0), [last, blocks[2]], "the padding of a group"),
+        (
+            "e-2-split",
+            lambda s: s.flip_element("w", counts[3], 0),
+            [last, blocks[2]],
+            "the padding of a group",
+        ),
         ("e-2-split-last", lambda s: s.flip_element("w", 511, code), [last], "the padding of values"),
         ("e-3-split", base_of(1, 253), [middle, blocks[1]], "the base of block 1"),
         ("e-4-split", base_of(3, 1), [last, blocks[2]], "the padding of bases"),
         ("e-5-split", patched(at + 1, patches[at][0]), [middle, blocks[1]], "equal ranks in block 1"),
-        ("e-5-split-past-count", patched(SOME.rows()[1][2] - 1, counts[2] - counts[1]), [middle, blocks[1]], "a rank past block 1"),
-        ("e-5-split-ffff", patched(SOME.rows()[1][2] - 1, 0xFFFF), [middle, blocks[1]], "a rank past everything"),
-        ("e-6-split", patched(at, exponent=SOME.bases()[1]), [middle, blocks[1]], "an exponent in the window"),
-        ("e-7-split", lambda s: s.flip_element("w", rank, code), [(place, place + 1), blocks[1]], "the code of a patched element that is returned"),
-        ("e-8-split", put(PATCHES, 3 * SOME.sketch().entry("w")["patches"], b"\1"), [last], "the padding of patches"),
+        (
+            "e-5-split-past-count",
+            patched(SOME.rows()[1][2] - 1, counts[2] - counts[1]),
+            [middle, blocks[1]],
+            "a rank past block 1",
+        ),
+        (
+            "e-5-split-ffff",
+            patched(SOME.rows()[1][2] - 1, 0xFFFF),
+            [middle, blocks[1]],
+            "a rank past everything",
+        ),
+        (
+            "e-6-split",
+            patched(at, exponent=SOME.bases()[1]),
+            [middle, blocks[1]],
+            "an exponent in the window",
+        ),
+        (
+            "e-7-split",
+            lambda s: s.flip_element("w", rank, code),
+            [(place, place + 1), blocks[1]],
+            "the code of a patched element that is returned",
+        ),
+        (
+            "e-8-split",
+            put(PATCHES, 3 * SOME.sketch().entry("w")["patches"], b"\1"),
+            [last],
+            "the padding of patches",
+        ),
     ]:
         yield bad(f"{name}-in-the-slice", [name[:3].upper()], note, SOME, change, spans)
     second = ALL.rows()[0][1]
@@ -145,8 +203,18 @@ def faults() -> Iterator[Case]:
         ("e-3-all", base_of(1, 255), [middle, blocks[1]], "the base of block 1"),
         ("e-4-all", put(BASES, 63, b"\1"), [last], "the padding of bases"),
         ("e-5-all", patched(second, BLOCK), [middle, blocks[1]], "a rank of 4096"),
-        ("e-6-all", patched(second, exponent=ALL.bases()[1] + 1), [middle, blocks[1]], "an exponent in the window"),
-        ("e-7-all", lambda s: s.flip_element("w", middle_rank, 1), [(middle_rank, middle_rank + 1)], "a code"),
+        (
+            "e-6-all",
+            patched(second, exponent=ALL.bases()[1] + 1),
+            [middle, blocks[1]],
+            "an exponent in the window",
+        ),
+        (
+            "e-7-all",
+            lambda s: s.flip_element("w", middle_rank, 1),
+            [(middle_rank, middle_rank + 1)],
+            "a code",
+        ),
         ("e-8-all", put(PATCHES, -1, b"\1"), [last], "the last byte of patches"),
     ]:
         yield bad(f"{name}-in-the-slice", [name[:3].upper()], note, ALL, change, spans)
@@ -154,10 +222,19 @@ def faults() -> Iterator[Case]:
     change: Change = lambda s: s.flip_element("w", 0, 0)  # noqa: E731
     yield bad("b-10-split-in-the-slice", ["B-10"], "a stored zero", low, change, [(0, 1), (0, 5)])
     # The entry after block 1 is one past n, and what is read there would be padding of values.
-    t = scattered("w", "BF16", [3, BLOCK], dict.fromkeys([*range(0, 512, 2), *range(BLOCK, BLOCK + 512, 2)], 0x3F80))
+    t = scattered(
+        "w", "BF16", [3, BLOCK], dict.fromkeys([*range(0, 512, 2), *range(BLOCK, BLOCK + 512, 2)], 0x3F80)
+    )
     beyond = both(row(0, e1=257, e2=513))
     note = "the entry after block 1 is one beyond nnz, and there is no padding of values"
-    yield bad("b-5-split-one-beyond", ["B-5"], note, Base(t, Split(1)), beyond, [(BLOCK, 2 * BLOCK), (BLOCK + 510, BLOCK + 512)])
+    yield bad(
+        "b-5-split-one-beyond",
+        ["B-5"],
+        note,
+        Base(t, Split(1)),
+        beyond,
+        [(BLOCK, 2 * BLOCK), (BLOCK + 510, BLOCK + 512)],
+    )
 
 
 def directories() -> Iterator[Case]:
@@ -177,7 +254,9 @@ def directories() -> Iterator[Case]:
     for t in MANY:
         one.add(t, t.name in MANY_HOW, how=MANY_HOW.get(t.name))
     note = "raw, split, all and plain tensors in one file and no index"
-    case = directory.accept("k-5-all-encodings", ["K-5"], {"model.endor.safetensors": one.render()}, note, MANY)
+    case = directory.accept(
+        "k-5-all-encodings", ["K-5"], {"model.endor.safetensors": one.render()}, note, MANY
+    )
     yield newer(case, lacking, rest)
     for part in ("bases", "patches"):
         two = shards()
