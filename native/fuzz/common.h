@@ -44,6 +44,12 @@ static uint8_t *place(room *room, size_t size, int at_the_end) {
     return at_the_end ? room->behind - size : room->first;
 }
 
+/* How many elements: often few, which is much faster, or a few more than whole blocks have. */
+static size_t take_numel(input *in, int many) {
+    size_t numel = (size_t)take(in, 2);
+    return many ? numel % (MOST + 1) : numel / 256 % 4 * ENDOR_BLOCK * (numel % 4 == 0) + numel / 4 % 64;
+}
+
 /* Any encoding that there is. */
 static endor_encoding take_encoding(input *in) {
     unsigned which = (unsigned)take(in, 1), widths;

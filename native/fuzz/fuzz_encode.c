@@ -26,7 +26,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     input in = {data, data + size};
     endor_encoding encoding = take_encoding(&in);
     unsigned choices = (unsigned)take(&in, 1);
-    size_t itemsize = encoding.itemsize, numel = (size_t)take(&in, 2) % (MOST + 1), sizes[5];
+    size_t itemsize = encoding.itemsize, numel = take_numel(&in, choices >> 4 & 1), sizes[5];
     int at_the_end = choices & 1, pattern = choices >> 1 & 1, dropping = choices >> 2 & 1;
     uint64_t nb = endor_blocks(numel), cut = take(&in, 1) % (nb + 1), off = take(&in, 2);
     size_t dense_size = numel * itemsize, left = (size_t)(in.end - in.at);

@@ -99,6 +99,26 @@ TARGET INLINE wide ones_at(const uint8_t *row) {
 }
 TARGET INLINE uint32_t bits_at(wide v, unsigned q) { return (uint32_t)_mm256_movemask_epi8(left_2(v, 7 - q)); }
 
+TARGET INLINE uint64_t any_bits(const uint8_t *p, unsigned size) {
+    wide even = _mm256_setzero_si256(), odd = even;
+    for (size_t i = 0; i < size; i += 64) {
+        even = either(even, load_wide(p + i));
+        odd = either(odd, load_wide(p + i + 32));
+    }
+    even = either(even, odd);
+    vector any = _mm_or_si128(_mm256_castsi256_si128(even), _mm256_extracti128_si256(even, 1));
+    return (uint64_t)(_mm_cvtsi128_si64(any) | _mm_extract_epi64(any, 1));
+}
+
+#define FEW 32
+TARGET INLINE unsigned same(const uint8_t *bytes, unsigned count, uint8_t byte) {
+    wide sums = _mm256_setzero_si256(), sought = all_1(byte);
+    for (unsigned i = 0; i < count; i += 32) sums = minus_1(sums, _mm256_cmpeq_epi8(load_wide(bytes + i), sought));
+    sums = _mm256_sad_epu8(sums, _mm256_setzero_si256());
+    vector sum = _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    return (unsigned)(_mm_extract_epi16(sum, 0) + _mm_extract_epi16(sum, 4));
+}
+
 TARGET INLINE void move(const uint8_t *from, uint8_t *out, int stream) {
     for (unsigned i = 0; i < 64; i += 16) put(out + i, load(from + i), stream);
 }

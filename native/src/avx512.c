@@ -84,6 +84,20 @@ TARGET INLINE void put(uint8_t *out, __m512i v, int stream) {
     }
 }
 
+TARGET INLINE uint64_t any_bits(const uint8_t *p, unsigned size) {
+    __m512i any = _mm512_setzero_si512();
+    for (size_t i = 0; i < size; i += 64) any = _mm512_or_si512(any, _mm512_loadu_si512(p + i));
+    return (uint64_t)_mm512_reduce_or_epi64(any);
+}
+
+#define FEW 32
+TARGET INLINE unsigned same(const uint8_t *bytes, unsigned count, uint8_t byte) {
+    __m512i sums = _mm512_setzero_si512(), sought = _mm512_set1_epi8((char)byte), one = _mm512_set1_epi8(1);
+    for (unsigned i = 0; i < count; i += 64)
+        sums = _mm512_mask_add_epi8(sums, _mm512_cmpeq_epi8_mask(_mm512_loadu_si512(bytes + i), sought), sums, one);
+    return (unsigned)_mm512_reduce_add_epi64(_mm512_sad_epu8(sums, _mm512_setzero_si512()));
+}
+
 TARGET INLINE void move(const uint8_t *from, uint8_t *out, int stream) {
     put(out, _mm512_loadu_si512(from), stream);
 }

@@ -94,6 +94,14 @@ TARGET INLINE uint64_t EACH(code_word)(const fields *fields, unsigned base, cons
     }
     return outside;
 }
+
+TARGET INLINE void EACH(exponents_word)(const fields *fields, const uint8_t *elements, uint8_t *bytes) {
+    __m512i exponents = EACH(all)((1u << fields->exponent) - 1);
+    for (unsigned j = 0; j < 64; j += LANES) {
+        __m512i v = _mm512_loadu_si512(elements + (size_t)j * SIZE);
+        EACH(narrowed)(bytes + j, _mm512_and_si512(EACH(right)(v, fields->mantissa), exponents));
+    }
+}
 #endif
 
 #undef LANES

@@ -43,6 +43,7 @@ endor_status endor_survey(
         uint16_t counts[EXPONENTS];
         unsigned stored = kernels->compress[shift](
             (const uint8_t *)dense + (i << shift), count, bits, elements, elements + sizeof elements);
+        memset(elements + ((size_t)stored << shift), 0, (size_t)GROUP << shift);
         any |= kernels->tally[shift](&fields, elements, stored, counts);
         result->nnz += stored;
         for (int positions = ENDOR_BITMAP; positions <= ENDOR_ALL; positions++) {

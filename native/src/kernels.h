@@ -91,7 +91,7 @@ typedef void split_block(const fields *fields, const uint8_t *symbols, unsigned 
 typedef unsigned code_block(
     const fields *fields, unsigned base, const uint8_t *elements, unsigned count, uint8_t *symbols, uint8_t *patches);
 
-/* Counts exponents, and returns all bits that one of the elements has. */
+/* Counts exponents, and returns all bits that one of the elements has. Behind them are 0s up to a whole word. */
 typedef uint32_t tally_block(const fields *fields, const uint8_t *elements, unsigned count, uint16_t counts[EXPONENTS]);
 
 /* Patches of a block with `stored` elements, of which those of rank from .. to - 1 are at `elements`. */

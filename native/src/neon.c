@@ -113,6 +113,22 @@ INLINE uint32_t bits_at(wide v, unsigned q) {
     return vaddv_u8(vget_low_u8(bits)) | (uint32_t)vaddv_u8(vget_high_u8(bits)) << 8;
 }
 
+INLINE uint64_t any_bits(const uint8_t *p, unsigned size) {
+    vector any = vdupq_n_u8(0);
+    for (size_t i = 0; i < size; i += 16) any = vorrq_u8(any, vld1q_u8(p + i));
+    return vgetq_lane_u64(AS_64(any), 0) | vgetq_lane_u64(AS_64(any), 1);
+}
+
+#define FEW 16
+INLINE unsigned same(const uint8_t *bytes, unsigned count, uint8_t byte) {
+    vector even = vdupq_n_u8(0), odd = even, sought = vdupq_n_u8(byte);
+    for (unsigned i = 0; i < count; i += 32) {
+        even = vsubq_u8(even, vceqq_u8(vld1q_u8(bytes + i), sought));
+        odd = vsubq_u8(odd, vceqq_u8(vld1q_u8(bytes + i + 16), sought));
+    }
+    return (unsigned)vaddlvq_u8(even) + vaddlvq_u8(odd);
+}
+
 INLINE void move(const uint8_t *from, uint8_t *out, int stream) {
     for (unsigned i = 0; i < 64; i += 16) put(out + i, load(from + i), stream);
 }

@@ -41,6 +41,23 @@ INLINE void rows_of(const uint8_t plane[64], unsigned count, uint8_t *rows) {
     }
 }
 
+INLINE uint64_t any_bits(const uint8_t *p, unsigned size) {
+    uint64_t any = 0, word;
+    for (size_t i = 0; i < size; i += sizeof word) {
+        memcpy(&word, p + i, sizeof word);
+        any |= word;
+    }
+    return any;
+}
+
+/* Nothing is faster than tables. */
+#define FEW -1
+INLINE unsigned same(const uint8_t *bytes, unsigned count, uint8_t byte) {
+    unsigned found = 0;
+    for (unsigned i = 0; i < count; i++) found += bytes[i] == byte;
+    return found;
+}
+
 INLINE void move(const uint8_t *from, uint8_t *out, int stream) {
     (void)stream;
     memcpy(out, from, 64);

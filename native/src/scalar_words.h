@@ -106,6 +106,13 @@ TARGET INLINE uint64_t EACH(code_word)(const fields *fields, unsigned base, cons
     return filled_word_1(outside);
 }
 
+INLINE void EACH(exponents_word)(const fields *fields, const uint8_t *elements, uint8_t *bytes) {
+    ELEMENT(SIZE) word[64];
+    memcpy(word, elements, sizeof word);
+    unsigned exponents = (1u << fields->exponent) - 1;
+    for (unsigned i = 0; i < 64; i++) bytes[i] = (uint8_t)((unsigned)word[i] >> fields->mantissa & exponents);
+}
+
 #undef SYMBOL_BYTES
 #undef ROWS
 #endif

@@ -117,6 +117,17 @@ TARGET INLINE uint64_t EACH(code_word)(const fields *fields, unsigned base, cons
     return ~inside;
 }
 
+TARGET INLINE void EACH(exponents_word)(const fields *fields, const uint8_t *elements, uint8_t *bytes) {
+    wide exponents = EACH(all)((1u << fields->exponent) - 1);
+    for (unsigned j = 0; j < 64; j += WIDE) {
+        wide v[SIZE];
+        for (unsigned i = 0; i < SIZE; i++)
+            v[i] = both(EACH(right)(load_wide(elements + (size_t)j * SIZE + i * WIDE), fields->mantissa), exponents);
+        EACH(planes_of_elements)(v);
+        put_wide(bytes + j, v[0]);
+    }
+}
+
 #undef WIDE
 #undef SYMBOL_BYTES
 #undef ROWS

@@ -62,28 +62,17 @@ TARGET static unsigned EACH(code)(
     return found;
 }
 
-/* Four tables: to count in the one that has just been counted in waits for that. */
 TARGET static uint32_t EACH(tally)(
-    const fields *fields, const uint8_t *elements, unsigned count, uint16_t counts[EXPONENTS]) {
-    uint16_t tables[4][EXPONENTS] = {{0}};
-    unsigned shift = fields->mantissa, exponents = (1u << fields->exponent) - 1, i = 0;
-    uint64_t any = 0;
-    for (; i + 8 / SIZE <= count; i += 8 / SIZE) {
-        uint64_t word;
-        memcpy(&word, elements + (size_t)i * SIZE, sizeof word);
-        any |= word;
-        word >>= shift;
-        for (unsigned k = 0; k < 8 / SIZE; k++) tables[k % 4][word >> 8 * SIZE * k & exponents]++;
-    }
-    for (; i < count; i++) {
-        ELEMENT(SIZE) element;
-        memcpy(&element, elements + (size_t)i * SIZE, SIZE);
-        any |= element;
-        tables[0][(unsigned)element >> shift & exponents]++;
-    }
-    for (unsigned k = 0; k < EXPONENTS; k++)
-        counts[k] = (uint16_t)(tables[0][k] + tables[1][k] + tables[2][k] + tables[3][k]);
+    const fields *shared, const uint8_t *elements, unsigned count, uint16_t counts[EXPONENTS]) {
+    fields fields = *shared;
+    uint8_t exponents[ENDOR_BLOCK];
+    unsigned words = (count + 63) / 64;
+    uint64_t any = any_bits(elements, words * WORD_SIZE);
+    for (unsigned i = 0; i < words * 64; i += 64)
+        EACH(exponents_word)(&fields, elements + (size_t)i * SIZE, exponents + i);
     for (unsigned bits = 32; bits >= 8 * SIZE; bits /= 2) any |= any >> bits;
+    count_bytes(exponents, words * 64, counts);
+    counts[0] = (uint16_t)(counts[0] - (words * 64 - count));
     return (ELEMENT(SIZE))any;
 }
 

@@ -6,6 +6,9 @@
  *   ONES(word)    the number of 1 bits of a word
  *   WIDEST        bytes of its widest store that passes the caches
  *   move(from, out, stream)   copies 64 bytes
+ *   any_bits(p, size)         the bits that one of the 64-bit words of whole 64 bytes has
+ *   FEW           how many different bytes may be looked for one after the other, by
+ *   same(bytes, count, byte)  how many of up to 4096 bytes, whole words of them, are this one
  *   FENCE()       makes such stores seen before those that follow
  *
  * The operations on words, 64 elements of SIZE bytes each, without any alignment:
@@ -23,12 +26,40 @@
  *   EACH(split_word)(fields, symbols, group)            symbols to a group
  *   EACH(code_word)(fields, base, elements, symbols)    elements to symbols; returns the word of those that are outside of
  *                                                       the window; their code is 0
+ *   EACH(exponents_word)(fields, elements, bytes)       the exponents of elements
  */
 #define JOIN_(name, size) name##_##size
 #define JOIN(name, size) JOIN_(name, size)
 #define EACH(name) JOIN(name, SIZE)
 #define WORD_SIZE (64 * SIZE)
 #define ELEMENT(size) JOIN(element, size)
+
+/* How often each byte is there, among whole words of them. */
+TARGET static void count_bytes(const uint8_t *bytes, unsigned count, uint16_t counts[EXPONENTS]) {
+    /* Of those that are not 0: one less, from 0 to 255. */
+    uint8_t low = 255, high = 0;
+    for (unsigned i = 0; i < count; i++) {
+        uint8_t less = (uint8_t)(bytes[i] - 1), byte = bytes[i];
+        low = less < low ? less : low;
+        high = byte > high ? byte : high;
+    }
+    memset(counts, 0, EXPONENTS * sizeof *counts);
+    if (high - low <= FEW) {
+        /* Exponents of weights are few: to look for each of them is faster than to count one after the other. */
+        counts[0] = (uint16_t)same(bytes, count, 0);
+        for (unsigned byte = low + 1u; byte <= high; byte++) counts[byte] = (uint16_t)same(bytes, count, (uint8_t)byte);
+        return;
+    }
+    /* Four tables: to count in the one that has just been counted in would have to wait for that. */
+    uint16_t tables[4][EXPONENTS] = {{0}};
+    for (unsigned i = 0; i < count; i += 8) {
+        uint64_t eight;
+        memcpy(&eight, bytes + i, sizeof eight);
+        for (unsigned k = 0; k < 8; k++) tables[k % 4][eight >> 8 * k & 0xFF]++;
+    }
+    for (unsigned k = 0; k < EXPONENTS; k++)
+        counts[k] = (uint16_t)(tables[0][k] + tables[1][k] + tables[2][k] + tables[3][k]);
+}
 
 #define SIZE 1
 #include "operations.h"
