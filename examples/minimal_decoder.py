@@ -63,8 +63,9 @@ def join(entry: dict, part: dict[str, np.ndarray]) -> np.ndarray:
     residue, code = symbols & (2 << kept) - 1, symbols >> 1 + kept
 
     nb = -(-numel // BLOCK)
-    index = part["index"].view("<i8").reshape(2 if "nnz" in entry else 1, -1)[:, : nb + 1]
-    first = index[0] if "nnz" in entry else np.minimum(np.arange(nb + 1) * BLOCK, numel)
+    sparse = entry["positions"] == "bitmap"
+    index = part["index"].view("<i8").reshape(1 + sparse, -1)[:, : nb + 1]
+    first = index[0] if sparse else np.minimum(np.arange(nb + 1) * BLOCK, numel)
     n = first[-1]
     exponent = code[:n] + np.repeat(part["bases"][:nb], np.diff(first))
     patches = part["patches"].reshape(-1, 3)[: entry["patches"]].astype(int)
