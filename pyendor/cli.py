@@ -183,7 +183,7 @@ def inspect(
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
-    """Show every tensor: shape, dtype, zeros, bits per weight, saving.
+    """Show every tensor: shape, dtype, zeros, encoding, bits per weight and their entropy floor, saving.
 
     Of a dense model, show what Endor would make of it.
     """

@@ -293,15 +293,15 @@ def by_layer(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def _sum(name: str, rows: Sequence[Row]) -> Row:
-    counted = [row for row in rows if row.nnz is not None]
+    counts = [row.nnz for row in rows if row.unsupported is None]
     return Row(
         name=name,
         dtype="",
         shape=(),
         file="",
         encoded=any(row.encoded for row in rows),
-        numel=sum(row.numel for row in counted),
-        nnz=sum(row.nnz or 0 for row in counted),
+        numel=sum(row.numel for row in rows),
+        nnz=None if None in counts else sum(filter(None, counts)),
         dense_bytes=sum(row.dense_bytes for row in rows),
         stored_bytes=sum(row.stored_bytes for row in rows),
         endor_bytes=sum(row.endor_bytes for row in rows),

@@ -177,11 +177,22 @@ def test_report_says_when_it_is_not_worth_it(tmp_path: Path) -> None:
     assert not report.inspect(tmp_path / "x").worth_it
 
 
+def test_a_sum_says_no_more_than_its_rows(compressed: Path) -> None:
+    layers = report.by_layer(report.inspect(compressed).rows)
+    assert layers["0"].sparsity == pytest.approx(0.5, abs=0.01)
+    assert layers["other"].sparsity is None, "of tensors whose elements are all stored nobody counted the zeros"
+    for layer in layers.values():
+        assert layer.floor is not None
+        assert layer.bits_per_weight is not None
+        assert layer.floor < layer.bits_per_weight < 16
+
+
 def test_layers_are_summed_in_order(pruned: Path) -> None:
     rows = report.inspect(pruned).rows
     layers = report.by_layer(rows)
     assert list(layers) == ["0", "1", "2", "3", "4", "5", "other"]
     assert sum(layer.dense_bytes for layer in layers.values()) == sum(row.dense_bytes for row in rows)
+    assert sum(layer.numel for layer in layers.values()) == sum(row.numel for row in rows)
     hostile = report.Row("x." + "9" * 5000 + ".y", "U8", (), "", False, 0, 0, 0, 0, 0)
     assert list(report.by_layer([hostile])) == ["other"]
 
