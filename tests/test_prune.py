@@ -180,7 +180,7 @@ def test_report_says_when_it_is_not_worth_it(tmp_path: Path) -> None:
 def test_a_sum_says_no_more_than_its_rows(compressed: Path) -> None:
     layers = report.by_layer(report.inspect(compressed).rows)
     assert layers["0"].sparsity == pytest.approx(0.5, abs=0.01)
-    assert layers["other"].sparsity is None, "of tensors whose elements are all stored nobody counted the zeros"
+    assert layers["other"].sparsity is None, "where all elements are stored, zeros were not counted"
     for layer in layers.values():
         assert layer.floor is not None
         assert layer.bits_per_weight is not None
