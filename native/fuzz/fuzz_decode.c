@@ -10,8 +10,12 @@
 static room rooms[8], again[6];
 static uint8_t part[5][PART];
 
+static unsigned rows_of(const endor_tensor *tensor) {
+    return (tensor->encoding.positions == ENDOR_BITMAP) + (tensor->encoding.values == ENDOR_SPLIT);
+}
+
 /* An input that says "build" has the positions, the exponents and some of the rest of its elements taken from it. */
-static endor_tensor build(input *in, endor_encoding encoding, size_t numel, size_t sizes[5]) {
+UNSEEN static endor_tensor build(input *in, endor_encoding encoding, size_t numel, size_t sizes[5]) {
     uint8_t pattern[16], exponents[16], *dense = place(&rooms[5], numel * encoding.itemsize, 1), *at[5];
     take_to(in, pattern, sizeof pattern);
     take_to(in, exponents, sizeof exponents);
@@ -31,21 +35,24 @@ static endor_tensor build(input *in, endor_encoding encoding, size_t numel, size
     endor_tensor tensor = counted(ENDOR_SCALAR, encoding, dense, numel);
     endor_range range = whole(&tensor);
     CHECK(endor_sizes(&tensor, sizes) == ENDOR_OK);
-    for (int k = 0; k < 5; k++) at[k] = memset(part[k], 0, PART);
+    for (int k = 0; k < 5; k++) at[k] = memset(part[k], 0, sizes[k]);
     endor_room room = as_room(at, sizes);
     CHECK(endor_encode(ENDOR_SCALAR, &tensor, dense, numel * encoding.itemsize, &range, &room) == ENDOR_OK);
     return tensor;
 }
 
-/* Adds the same to some entries of the index, one behind the other: their differences are still right. */
-static void shift(input *in, uint8_t *index, uint64_t entries) {
+/* Adds the same to some entries of a row of the index, one behind the other: their differences are still right. */
+static void shift(input *in, const endor_tensor *tensor, size_t size) {
     static const uint64_t by[] = {1, UINT64_MAX, (uint64_t)INT64_MAX + 1, 4096, (uint64_t)-20000};
-    uint64_t amount = by[take(in, 1) % LENGTH(by)], at = take(in, 1) % entries, words = 1 + take(in, 1) % 3;
+    unsigned how = (unsigned)take(in, 1), rows = rows_of(tensor);
+    uint64_t amount = by[how % LENGTH(by)], entries = endor_blocks(tensor->numel) + 1;
+    uint8_t *row = part[2] + size / rows * (how / 8 % rows);
+    uint64_t at = take(in, 1) % entries, words = 1 + take(in, 1) % 3;
     for (; words && at < entries; words--, at++) {
         uint64_t word;
-        memcpy(&word, index + 8 * at, 8);
+        memcpy(&word, row + 8 * at, 8);
         word += amount;
-        memcpy(index + 8 * at, &word, 8);
+        memcpy(row + 8 * at, &word, 8);
     }
 }
 
@@ -70,11 +77,10 @@ static void lie(input *in, endor_tensor *tensor, size_t sizes[5]) {
     *count -= take(in, 2) % *count;
     if (tensor->patches > tensor->stored) tensor->patches = tensor->stored;
     CHECK(endor_sizes(tensor, sizes) == ENDOR_OK);
-    int rows = (tensor->encoding.positions == ENDOR_BITMAP) + (tensor->encoding.values == ENDOR_SPLIT);
     uint8_t *last = part[2] + 8 * endor_blocks(tensor->numel);
     if (tensor->encoding.positions == ENDOR_BITMAP) memcpy(last, &tensor->stored, 8);
     if (tensor->encoding.values == ENDOR_SPLIT)
-        memcpy(last + sizes[2] / (size_t)rows * (size_t)(rows - 1), &tensor->patches, 8);
+        memcpy(last + sizes[2] / rows_of(tensor) * (rows_of(tensor) - 1), &tensor->patches, 8);
 }
 
 typedef struct outcome {
@@ -141,14 +147,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int at_the_end = choices & 1, flags = choices >> 1 & 1 ? ENDOR_STREAM : 0;
     uint64_t first = take(&in, 1), stop = take(&in, 1), nb = endor_blocks(numel);
     endor_tensor tensor = {.encoding = encoding, .numel = numel};
-    if (choices >> 2 & 1) {
+    if (choices >> 2 & 1 || choices >> 7) {
         tensor = build(&in, encoding, numel, sizes);
         for (uint64_t changes = take(&in, 1) % 4; changes; changes--) {
             uint64_t which = take(&in, 1) % 8;
             if (which < 5)
                 change(&in, part[which], sizes[which]);
             else
-                shift(&in, part[2], sizes[2] / 8);
+                shift(&in, &tensor, sizes[2]);
         }
         if (choices >> 3 & 1) lie(&in, &tensor, sizes);
     } else {

@@ -47,8 +47,9 @@ TARGET INLINE void EACH(join_word)(const fields *fields, unsigned base, const ui
     for (unsigned j = 0; j < 64; j += LANES) {
         __m512i v = bottom;
         for (unsigned q = 0; q < fields->bits; q++) {
-            unsigned bit = 8 * fields->bytes + q;
-            unsigned place = q >= residue_bits ? fields->mantissa + q - residue_bits : bit == fields->kept ? 8 * SIZE - 1 : dropped + bit;
+            unsigned bit = 8 * fields->bytes + q, place = dropped + bit;
+            if (bit == fields->kept) place = 8 * SIZE - 1;
+            if (q >= residue_bits) place = fields->mantissa + q - residue_bits;
             EACH(mask) m;
             memcpy(&m, rows + 8 * q + j / 8, sizeof m);
             v = EACH(added)(m, v, EACH(all)(1u << place));

@@ -12,9 +12,11 @@ static uint64_t first_nonzero(const uint8_t *buffer, uint64_t at, uint64_t size)
     return at;
 }
 
+/* An entry of the index, by where it is. */
 static int64_t entry_at(const reader *r, uint64_t at) {
     int64_t entry;
     memcpy(&entry, (const uint8_t *)r->parts.index + at, sizeof entry);
+    ONCE(entry);
     return entry;
 }
 
@@ -183,7 +185,8 @@ static endor_status join(
 endor_status endor_block(reader *r, uint64_t block, place *at, words wanted, uint8_t *out, int stream, int stable) {
     const tensor *t = &r->t;
     const kernels *kernels = t->kernels;
-    unsigned count = elements_of(t, block), first = wanted.from * 64, stop = wanted.to * 64 < count ? wanted.to * 64 : count;
+    unsigned count = elements_of(t, block), first = wanted.from * 64;
+    unsigned stop = wanted.to * 64 < count ? wanted.to * 64 : count;
     uint64_t low = at->rank, high = low + count, bits[BLOCK_WORDS];
     stored s = {.count = count, .from = first, .some = stop - first};
     endor_status status;

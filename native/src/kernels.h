@@ -17,6 +17,9 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* Lets the compiler forget where a number comes from, which it may not read again: somebody may have written there. */
+#define ONCE(number) __asm__("" : "+r"(number))
+
 #define BLOCK_WORDS (ENDOR_BLOCK / 64)
 
 /* Elements of a group. */

@@ -88,6 +88,8 @@ TARGET static endor_status EACH(patch)(const fields *fields, patching *p) {
         memcpy(&low, patch, sizeof low);
         unsigned exponent = patch[2];
         rank = low;
+        ONCE(exponent);
+        ONCE(rank);
         status = ENDOR_E5;
         if (rank < next || rank >= stored) break;
         status = ENDOR_E6;
