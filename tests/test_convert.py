@@ -490,6 +490,8 @@ def test_terminated_run_leaves_nothing(tmp_path: Path, how: signal.Signals) -> N
         [sys.executable, "-m", "pyendor", "compress", "dense.safetensors", "out"],
         cwd=tmp_path,
         env=os.environ | {"PYENDOR_BACKEND": "reference"},
+        # Shells start what runs in the background, these tests perhaps, with this signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out.*")) and run.poll() is None and time.monotonic() < deadline:
