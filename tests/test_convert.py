@@ -486,12 +486,14 @@ def test_terminated_run_leaves_nothing(tmp_path: Path, how: signal.Signals) -> N
     convert.decompress(source, tmp_path / "dense.safetensors")
     source.unlink()
     # With the slow codec, so that there is time to send the signal.
+    # Shells start what runs in the background, these tests perhaps, with the signal of Ctrl-C ignored.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "sys.argv = ['endor', 'compress', 'dense.safetensors', 'out'];"
+        "from pyendor.cli import main; main()"
+    )
     run = subprocess.Popen(
-        [sys.executable, "-m", "pyendor", "compress", "dense.safetensors", "out"],
-        cwd=tmp_path,
-        env=os.environ | {"PYENDOR_BACKEND": "reference"},
-        # Shells start what runs in the background, these tests perhaps, with this signal ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYENDOR_BACKEND": "reference"}
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out.*")) and run.poll() is None and time.monotonic() < deadline:
