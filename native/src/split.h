@@ -12,35 +12,51 @@ TARGET INLINE void EACH(split_groups)(fields fields, const uint8_t *symbols, uns
         EACH(split_word)(&fields, symbols, groups);
 }
 
-/* What is common, 7 bits of the mantissa kept, as of BF16, has a loop for each width. */
+/* What is common has a loop for each width: all of the mantissa kept, or as much as BF16 has. */
 #if SIZE == 1
-#define EACH_WIDTH(loop, fields, ...) loop(*(fields), __VA_ARGS__)
+#define KEPT_OFTEN 3
+#define KEPT_TOO 2
+#elif SIZE == 2
+#define KEPT_OFTEN 7
+#define KEPT_TOO 10
 #else
-#define OF_WIDTH(fields, width) fields_of(8 * SIZE - 1 - (fields)->mantissa, (fields)->mantissa, 7, width)
-#define EACH_WIDTH(loop, fields, ...)                                                              \
-    if ((fields)->kept != 7)                                                                       \
-        loop(*(fields), __VA_ARGS__);                                                              \
-    else if ((fields)->width == 1)                                                                 \
-        loop(OF_WIDTH(fields, 1), __VA_ARGS__);                                                    \
-    else if ((fields)->width == 2)                                                                 \
-        loop(OF_WIDTH(fields, 2), __VA_ARGS__);                                                    \
-    else if ((fields)->width == 3)                                                                 \
-        loop(OF_WIDTH(fields, 3), __VA_ARGS__);                                                    \
-    else                                                                                           \
-        loop(OF_WIDTH(fields, 4), __VA_ARGS__)
+#define KEPT_OFTEN 7
+#define KEPT_TOO 23
 #endif
+#define KNOWN(kept, width) fields_of(8 * SIZE - 1 - mantissa, mantissa, kept, width)
+#define EACH_WIDTH(kept, loop, ...)                                                                \
+    switch (width) {                                                                               \
+    case 1: loop(KNOWN(kept, 1), __VA_ARGS__); break;                                              \
+    case 2: loop(KNOWN(kept, 2), __VA_ARGS__); break;                                              \
+    case 3: loop(KNOWN(kept, 3), __VA_ARGS__); break;                                              \
+    default: loop(KNOWN(kept, 4), __VA_ARGS__);                                                    \
+    }
+#define EACH_KIND(fields, loop, ...)                                                               \
+    do {                                                                                           \
+        unsigned mantissa = (fields)->mantissa, width = (fields)->width;                           \
+        if ((fields)->kept == KEPT_OFTEN) {                                                        \
+            EACH_WIDTH(KEPT_OFTEN, loop, __VA_ARGS__)                                              \
+        } else if ((fields)->kept == KEPT_TOO) {                                                   \
+            EACH_WIDTH(KEPT_TOO, loop, __VA_ARGS__)                                                \
+        } else {                                                                                   \
+            loop(*(fields), __VA_ARGS__);                                                          \
+        }                                                                                          \
+    } while (0)
 
 TARGET static void EACH(join)(
     const fields *fields, const uint8_t *groups, unsigned count, unsigned base, uint8_t *elements) {
-    EACH_WIDTH(EACH(join_groups), fields, groups, count, base, elements);
+    EACH_KIND(fields, EACH(join_groups), groups, count, base, elements);
 }
 
 TARGET static void EACH(split)(const fields *fields, const uint8_t *symbols, unsigned count, uint8_t *groups) {
-    EACH_WIDTH(EACH(split_groups), fields, symbols, count, groups);
+    EACH_KIND(fields, EACH(split_groups), symbols, count, groups);
 }
 
+#undef KEPT_OFTEN
+#undef KEPT_TOO
+#undef KNOWN
 #undef EACH_WIDTH
-#undef OF_WIDTH
+#undef EACH_KIND
 
 TARGET static unsigned EACH(code)(
     const fields *shared, unsigned base, const uint8_t *elements, unsigned count, uint8_t *symbols, uint8_t *patches) {
