@@ -31,6 +31,7 @@ from corpus import (
     split_hostile,
     split_index,
     split_metadata,
+    split_noncanonical,
     split_parts,
     split_patches,
     split_slices,
@@ -66,6 +67,7 @@ MODULES = [
     split_checksum,
     split_slices,
     split_valid,
+    split_noncanonical,
 ]
 
 
