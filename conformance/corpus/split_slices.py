@@ -9,7 +9,7 @@ from corpus import directory
 from corpus.build import BLOCK, Sketch, Split, Tensor, canonical, floats, scattered, tensor_of
 from corpus.case import ACCEPT, REJECT, UNSUPPORTED, Case, newer, newer_but_alike, sha
 from corpus.change import Change, both, flip, put
-from corpus.split_invalid import ALL, BASES, NUMEL, PATCHES, SOME, Base, base_of, patched, row
+from corpus.split_base import ALL, BASES, NUMEL, PATCHES, SOME, Base, base_of, patched, row
 from corpus.split_valid import MANY, MANY_HOW
 
 Spans = list[tuple[int, int]]
