@@ -4,13 +4,6 @@
 
 #include "../tests/check.h"
 
-/* For what goes element by element here: libFuzzer is not to learn of it, which takes most of the time. */
-#ifdef __clang__
-#define UNSEEN __attribute__((no_sanitize("coverage")))
-#else
-#define UNSEEN
-#endif
-
 /* The most elements of a tensor: three blocks and a bit. */
 #define MOST (3 * ENDOR_BLOCK + 100)
 
@@ -68,7 +61,7 @@ static endor_encoding take_encoding(input *in) {
 }
 
 /* Takes from elements the bits that an encoding does not keep. */
-UNSEEN static void drop_bits(const endor_encoding *encoding, uint8_t *dense, size_t numel) {
+static void drop_bits(const endor_encoding *encoding, uint8_t *dense, size_t numel) {
     if (encoding->values == ENDOR_RAW) return;
     uint32_t dropped = (UINT32_C(1) << (encoding->mantissa - encoding->kept)) - 1;
     for (size_t i = 0; i < numel * encoding->itemsize; i++)
