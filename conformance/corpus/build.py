@@ -6,7 +6,7 @@ file, and changes the one thing that it is about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from struct import pack
 from typing import Any
@@ -346,9 +346,9 @@ def digested(entry: dict[str, Any]) -> list[str]:
     return members + (["mantissa", "patches", "w"] if entry["values"] == "split" else [])
 
 
-def digest(name: str, entry: dict[str, Any], parts: list[Physical]) -> str:
-    """D-2; `parts` in the order of B-2."""
-    text = to_json({name: {key: entry[key] for key in digested(entry)}})
+def digest(name: str, entry: dict[str, Any], parts: list[Physical], members: Iterable[str] = ()) -> str:
+    """D-2, or over other members; `parts` in the order of B-2."""
+    text = to_json({name: {key: entry[key] for key in members or digested(entry)}})
     return f"xxh3_64:{xxh3_64(text.encode() + b''.join(p.data for p in parts)):016x}"
 
 
@@ -369,6 +369,11 @@ class Sketch:
     def part(self, name: str) -> Physical:
         return next(p for p in self.physical if p.name == name)
 
+    def parts(self, name: str) -> list[Physical]:
+        """The parts of a tensor that there are, in the order of B-2."""
+        there = {p.name: p for p in self.physical}
+        return [there[name + suffix] for suffix in PARTS if name + suffix in there]
+
     def drop(self, name: str) -> Physical:
         part = self.part(name)
         self.physical.remove(part)
@@ -387,9 +392,7 @@ class Sketch:
     def seal(self, *names: str) -> Sketch:
         """Makes the digests right for what the parts hold now, faults included."""
         for name in names:
-            there = {p.name: p for p in self.physical}
-            parts = [there[name + suffix] for suffix in PARTS if name + suffix in there]
-            self.entry(name)["digest"] = digest(name, self.entry(name), parts)
+            self.entry(name)["digest"] = digest(name, self.entry(name), self.parts(name))
         return self
 
     def change(self, name: str, at: int, new: bytes) -> Sketch:

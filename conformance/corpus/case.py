@@ -112,6 +112,11 @@ class Case:
         return row
 
 
+def shown(dtype: str) -> str:
+    """A dtype as the names of cases have it."""
+    return dtype.lower().replace("_", "-")
+
+
 def sha(data: bytes) -> str:
     return sha256(data).hexdigest()
 

@@ -71,12 +71,12 @@ def describe(part: str, dtype: str | None = None, shape: list[int] | None = None
 
 
 def resize(part: str, by: int) -> Change:
-    """So many more elements, or less if negative, in shape and data."""
+    """So many more elements, or rows if there are rows, in shape and data; less if negative."""
 
     def change(s: Sketch) -> None:
         p = s.part(part)
         size = len(p.data) // p.shape[0]
-        p.shape = [p.shape[0] + by]
+        p.shape = [p.shape[0] + by, *p.shape[1:]]
         p.data = (p.data + bytes(size * max(by, 0)))[: size * p.shape[0]]
 
     return change

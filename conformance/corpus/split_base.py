@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from struct import unpack
+from struct import iter_unpack, unpack
 
-from corpus.build import BLOCK, Sketch, Split, Tensor, floats, scattered, tensor_of
-from corpus.case import REJECT, Case, newer
+from corpus.build import BLOCK, Sketch, Split, Tensor, floats, product, random_tensor, scattered, tensor_of
+from corpus.case import Case, newer
 from corpus.change import INDEX, Change, put
+from corpus.invalid_metadata import reject
 
 BASES, PATCHES = "w.endor.bases", "w.endor.patches"
 NUMEL = 2 * BLOCK + 100
@@ -23,21 +24,28 @@ class Base:
     def sketch(self) -> Sketch:
         return Sketch().add(self.tensor, how=self.how)
 
+    def changed(self, change: Change) -> Sketch:
+        sketch = self.sketch()
+        change(sketch)
+        return sketch
+
     def rows(self) -> list[list[int]]:
-        """The rows of the index."""
+        """The rows of the index, without their padding."""
         part = self.sketch().part(INDEX)
         count, length = part.shape
-        flat = list(unpack(f"<{count * length}q", part.data))
-        return [
-            flat[length * i :][: -(-len(self.tensor.data) // self.tensor.itemsize // BLOCK) + 1]
-            for i in range(count)
-        ]
+        blocks = -(-product(self.tensor.shape) // BLOCK)
+        flat = unpack(f"<{count * length}q", part.data)
+        return [list(flat[length * i :][: blocks + 1]) for i in range(count)]
 
     def patches(self) -> list[tuple[int, int]]:
         """Rank and exponent of each patch."""
-        s = self.sketch()
-        data = s.part(PATCHES).data
-        return [unpack("<HB", data[3 * i : 3 * i + 3]) for i in range(s.entry("w")["patches"])]
+        patches = iter_unpack("<HB", self.sketch().part(PATCHES).data)
+        return list(patches)[: self.entry("patches")]
+
+    def entry(self, member: str) -> int:
+        """A number in the entry."""
+        value: int = self.sketch().entry("w")[member]
+        return value
 
     def bases(self) -> bytes:
         return self.sketch().part(BASES).data
@@ -68,37 +76,48 @@ ALL = Base(
 )
 EMPTY = Base(Tensor("w", "BF16", [0, 7], b""), Split(1))
 EMPTY_ALL = Base(Tensor("w", "BF16", [0, 7], b""), Split(1, "all"))
+# Nine times 1.0: no patches.
+ONES = Base(tensor_of("w", "BF16", [0x3F80] * 9, [3, 3]), Split(1, "all"))
+# Its first element becomes a zero where the lowest bit is lost.
+LOW = Base(tensor_of("w", "BF16", [0x0001, 0, 0x0080, 0x0101, 0x8001], [1, 5]), Split(1))
+# A tensor for raw values.
+RAW = random_tensor("w", "BF16", [5, 31], seed=81)
+# Every row of an index that SOME and ALL have, and what it counts.
+ROWS = [(SOME, 0, "stored"), (SOME, 1, "patches"), (ALL, 0, "all-patches")]
 # What goes wrong besides when patches come to belong to other blocks.
 MISPLACED = ["E-5", "E-6", "E-7", "B-10"]
 
 
-def fault(
-    name: str, rules: list[str], note: str, change: Change, base: Base = TINY, sealed: bool = False
-) -> Case:
-    sketch = base.sketch()
-    change(sketch)
-    if sealed:
-        sketch.seal("w")
-    data = sketch.render()
-    return newer(Case("invalid", name, rules, data, REJECT, "L2", note, error_rules=rules), ["w"])
+def fault(name: str, rules: list[str], note: str, change: Change, base: Base = TINY) -> Case:
+    """A fault that shows without the digest, which is the one from before the change."""
+    return newer(reject(name, rules, base.changed(change).render(), note), ["w"])
 
 
 def inside(name: str, rules: list[str], note: str, change: Change, base: Base = SMALL) -> Case:
     """A fault in what the parts hold; the digest does not give it away."""
-    return fault(name, rules, note, change, base, sealed=True)
+    return newer(reject(name, rules, base.changed(change).seal("w").render(), note), ["w"])
 
 
-def of(dtype: str, w: int = 1, positions: str = "all", seed: int = 931) -> Base:
-    return Base(floats("w", dtype, [3, 9], 80, seed, kept=0), Split(w, positions))
+def tiny(dtype: str, positions: str = "all") -> Base:
+    """27 elements of a dtype, again with the fewest bits."""
+    return Base(floats("w", dtype, [3, 9], 80, 931, kept=0), Split(1, positions))
 
 
 def row(number: int, **entries: int) -> Change:
+    """`row(1, e2=7)` sets entry 2 of row 1 of the index."""
     return lambda s: s.index("w", number, **entries)
 
 
 def base_of(block: int, value: int) -> Change:
+    """Sets the base of a block, or a byte of the padding after them."""
     return put(BASES, block, bytes([value]))
 
 
 def patched(at: int, rank: int | None = None, exponent: int | None = None) -> Change:
+    """Sets what is given of patch number `at`."""
     return lambda s: s.patch("w", at, rank, exponent)
+
+
+def flipped(rank: int, *bits: int) -> Change:
+    """Flips bits of the element with that rank in values: first come its residue's, then its code's."""
+    return lambda s: s.flip_element("w", rank, *bits)

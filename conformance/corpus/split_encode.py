@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from corpus.build import (
     BLOCK,
@@ -17,7 +18,7 @@ from corpus.build import (
     scattered,
     tensor_of,
 )
-from corpus.case import ACCEPT, Case
+from corpus.case import ACCEPT, Case, shown
 from corpus.split_choice import PLAIN, RAW, Choice, choose, cost_of, costs
 
 
@@ -78,11 +79,11 @@ def every_choice() -> Iterator[Case]:
         "w-10-all-two-blocks", ["W-10", "W-9", "B-2"], [t], [Split(1, "all")], "two blocks with patches"
     )
     tensors = [
-        Tensor("norm", "F32", [5], floats("x", "F32", [5]).data),
-        Tensor("all", "BF16", [16, 96], spread(4, 1536, 4).data),
-        Tensor("ints", "I16", [30, 60], random_tensor("x", "I16", [30, 60], 5).data),
-        Tensor("some", "BF16", [32, 64], spread(4, 2048, 3, 50).data),
-        Tensor("raw", "BF16", [18, 100], random_tensor("x", "BF16", [18, 100], 20).data),
+        floats("norm", "F32", [5]),
+        replace(spread(4, 1536, 4), name="all", shape=[16, 96]),
+        random_tensor("ints", "I16", [30, 60], 5),
+        replace(spread(4, 2048, 3, 50), name="some", shape=[32, 64]),
+        random_tensor("raw", "BF16", [18, 100], 20),
     ]
     wanted: list[Choice] = [PLAIN, Split(2, "all"), RAW, Split(2), RAW]
     note = "all choices in one file of version 1.1, in the given order"
@@ -93,11 +94,11 @@ def dtypes() -> Iterator[Case]:
     for dtype, n in [("BF16", 1500), ("F16", 1500), ("F32", 700), ("F8_E4M3", 4000), ("F8_E4M3FNUZ", 4000)]:
         t = floats("w", dtype, [1, n], 100, 970, kept=1, width=2)
         note = f"{dtype}, dense, of two exponents and one mantissa bit"
-        yield pair(f"w-10-{dtype.lower().replace('_', '-')}", ["W-10"], [t], [Split(1, "all")], note)
+        yield pair(f"w-10-{shown(dtype)}", ["W-10"], [t], [Split(1, "all")], note)
     for dtype in ("F8_E5M2", "F8_E5M2FNUZ"):
         t = floats("w", dtype, [1, 4500], 100, 971, kept=0, width=4, odd=1)
         note = f"{dtype}, dense, of four exponents and no mantissa bits, with patches"
-        yield pair(f"w-10-{dtype.lower().replace('_', '-')}", ["W-10"], [t], [Split(2, "all")], note)
+        yield pair(f"w-10-{shown(dtype)}", ["W-10"], [t], [Split(2, "all")], note)
     for dtype, t in {
         "F64": scattered("w", "F64", [20, 50], dict.fromkeys(range(0, 1000, 9), 0x3FF << 52)),
         "I32": tensor_of("w", "I32", [0x3F800000] * 1000, [10, 100]),
@@ -105,18 +106,18 @@ def dtypes() -> Iterator[Case]:
     }.items():
         note = f"{dtype} has no split values"
         wanted = RAW if dtype == "F64" else PLAIN
-        yield pair(f"w-10-{dtype.lower().replace('_', '-')}", ["W-10", "W-7"], [t], [wanted], note)
+        yield pair(f"w-10-{shown(dtype)}", ["W-10", "W-7"], [t], [wanted], note)
 
 
 def asked_for() -> Iterator[Case]:
-    dense, half = spread(4, 1536, 4), Tensor("v", "BF16", [32, 64], spread(4, 2048, 3, 50).data)
+    dense, half = spread(4, 1536, 4), replace(spread(4, 2048, 3, 50), name="v", shape=[32, 64])
     note = "raw values are asked for: what split ones would make small stays plain, or bitmap and raw"
     yield pair("w-10-raw-asked-for", ["W-10", "W-7"], [dense, half], [PLAIN, RAW], note, "raw")
     t = random_tensor("w", "BF16", [2, 1000], density=3)
     note = "split values are asked for, where raw ones are smaller"
     assert choose(t) == RAW
     yield pair("w-10-split-asked-for", ["W-10"], [t], [choose(t, "split")], note, "split")
-    ints = Tensor("i", "I32", [20, 30], random_tensor("x", "I32", [20, 30], 5).data)
+    ints = random_tensor("i", "I32", [20, 30], 5)
     note = "split values are asked for: dtypes without them have raw ones"
     yield pair("w-10-split-asked-for-ints", ["W-10"], [ints, t], [RAW, choose(t, "split")], note, "split")
     small = random_tensor("w", "BF16", [1, 300], density=50)
@@ -211,19 +212,19 @@ def fields() -> Iterator[Case]:
         note = f"{kept} mantissa bits are used"
         yield case(f"mantissa-{kept}", note, t, Split(1, "all"))
     t = spread(2, 1536, 0, seed=990)
-    lone = Tensor("w", t.dtype, t.shape, bytes([t.data[0] | 1]) + t.data[1:])
+    lone = replace(t, data=bytes([t.data[0] | 1]) + t.data[1:])
     yield case("mantissa-by-one-element", "one element alone uses the lowest bit", lone, choose(lone))
-    t = scattered("w", "BF16", [2, 1000], dict.fromkeys(range(0, 2000, 2), 16256))
+    t = scattered("w", "BF16", [2, 1000], dict.fromkeys(range(0, 2000, 2), 0x3F80))
     yield case("mantissa-0-bitmap", "powers of two: no mantissa is kept", t, Split(1))
     bf16 = spread(4, 1500, 7)
     cast = tensor_of("w", "F32", [e << 16 for e in patterns(bf16)], [1, 1500])
     note = "F32 that was BF16: 7 mantissa bits are used"
     yield case("f32-from-bf16", note, cast, Split(2, "all"))
-    f16 = floats("x", "F16", [1, 1500], low=10, width=4, odd=0, kept=7)
+    f16 = floats("w", "F16", [1, 1500], low=10, width=4, odd=0, kept=7)
     yield case(
         "f16-from-bf16",
         "F16 that was BF16: 7 mantissa bits are used",
-        Tensor("w", *about(f16)),
+        f16,
         Split(2, "all"),
     )
     wide = [(e >> 15) << 31 | ((e >> 10 & 31) + 112) << 23 | (e & 0x3FF) << 13 for e in patterns(f16)]
@@ -251,15 +252,10 @@ def fields() -> Iterator[Case]:
     yield case("base-of-an-empty-block", note, t, choose(t, "split"), "split")
 
 
-def about(t: Tensor) -> tuple[str, list[int], bytes]:
-    return t.dtype, t.shape, t.data
-
-
 def shapes() -> Iterator[Case]:
     """T-5: what would have its own shape takes the next best, and stays plain only where there is none."""
-    t = spread(4, 2048, 5)
-    t = Tensor("w", "BF16", [32, 64], t.data)
-    assert min(costs(Tensor("w", "BF16", [64, 32], t.data)))[1] == Split(2, "all"), costs(t)
+    t = replace(spread(4, 2048, 5), shape=[32, 64])
+    assert min(costs(replace(t, shape=[64, 32])))[1] == Split(2, "all"), costs(t)
     wanted = choose(t)
     assert wanted not in (PLAIN, Split(2, "all"))
     note = "the smallest encoding would have the shape [32, 64] of the tensor; the next one is taken"

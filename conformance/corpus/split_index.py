@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from corpus.build import BLOCK, Sketch
 from corpus.case import Case
 from corpus.change import BITMAP, INDEX, entry, flip
-from corpus.split_base import ALL, EMPTY, EMPTY_ALL, MISPLACED, NUMEL, SOME, inside, row
+from corpus.split_base import ALL, EMPTY, EMPTY_ALL, MISPLACED, NUMEL, ROWS, SOME, inside, row
 
 
 def cases() -> Iterator[Case]:
@@ -33,12 +33,12 @@ def bitmaps() -> Iterator[Case]:
 
 def rows() -> Iterator[Case]:
     largest, smallest = 2**63 - 1, -(2**63)
-    for base, number, what in [(SOME, 0, "stored"), (SOME, 1, "patches"), (ALL, 0, "all-patches")]:
+    for base, number, what in ROWS:
         _, one, two, last = base.rows()[number]
         note = f"the row of the index that counts {what.split('-')[-1]} (positions {base.how.positions})"
         also = ["B-6", *MISPLACED] if what == "stored" else MISPLACED
         wanted = None if what == "patches" else ("one", "falling", "negative", "past-the-end", "wraps-around")
-        for rule, name, change, fault_ in [
+        for rule, name, change, how in [
             ("B-4", "one", row(number, e0=1), "begins with 1"),
             ("B-4", "negative", row(number, e0=-1), "begins with -1"),
             ("B-4", "right-in-32-bits", row(number, e0=2**32), "begins with 2^32"),
@@ -56,7 +56,7 @@ def rows() -> Iterator[Case]:
         ]:
             rules = [rule, *(["B-5"] if rule == "B-4" else []), *also]
             if wanted is None or name in wanted:
-                yield inside(f"{rule.lower()}-{what}-{name}", rules, f"{note} {fault_}", change, base)
+                yield inside(f"{rule.lower()}-{what}-{name}", rules, f"{note} {how}", change, base)
     _, one, _, _ = SOME.rows()[0]
     for by, name in [(1, "high"), (-1, "low")]:
         note = f"an entry that counts stored elements is too {name} by 1"
@@ -68,7 +68,7 @@ def rows() -> Iterator[Case]:
 
 
 def last_entries() -> Iterator[Case]:
-    for base, number, what in [(SOME, 0, "stored"), (SOME, 1, "patches"), (ALL, 0, "all-patches")]:
+    for base, number, what in ROWS:
         last = base.rows()[number][3]
         also = ["B-5", "B-6", *MISPLACED]
         note = f"the last entry of the row that counts {what.split('-')[-1]} ({base.how.positions}) is"
@@ -80,13 +80,13 @@ def last_entries() -> Iterator[Case]:
         ]:
             yield inside(f"b-7-{what}-{name}", ["B-7", *also], f"{note} {how}", row(number, e3=value), base)
     for base in (SOME, ALL):
-        name, patches = base.how.positions, base.sketch().entry("w")["patches"]
+        name, patches = base.how.positions, base.entry("patches")
         note = f"the member patches is one more than the index says, positions {name}"
         yield inside(f"b-7-member-patches-too-high-{name}", ["B-7"], note, entry(patches=patches + 1), base)
         note = f"the member patches is one less than the index says, positions {name}"
         rules = ["B-7", "B-5", "E-8"]
         yield inside(f"b-7-member-patches-too-low-{name}", rules, note, entry(patches=patches - 1), base)
-    nnz = SOME.sketch().entry("w")["nnz"]
+    nnz = SOME.entry("nnz")
     note = "nnz is one less than the index says; values has the element that it leaves out"
     yield inside("b-7-split-nnz-too-low", ["B-7", "B-5", "E-2"], note, entry(nnz=nnz - 1), SOME)
     note = "nnz is one more than the index says"
@@ -110,7 +110,7 @@ def last_entries() -> Iterator[Case]:
 
 
 def row_padding() -> Iterator[Case]:
-    for base, number, what in [(SOME, 0, "stored"), (SOME, 1, "patches"), (ALL, 0, "all-patches")]:
+    for base, number, what in ROWS:
         last = base.rows()[number][3]
         for name, change, note in [
             ("first", row(number, e4=1), "the first entry of the padding is 1"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from corpus.build import FLOATS, MAX_INT, Physical, Raw, Sketch, Split, Tensor, random_tensor, tensor_of
-from corpus.case import UNSUPPORTED, Case, hidden, listing, newer_but_alike
+from corpus.build import FLOATS, MAX_INT, Physical, Raw, Sketch, Tensor, product, random_tensor
+from corpus.case import NONCANONICAL, UNSUPPORTED, Case, hidden, listing, newer_but_alike, shown
 from corpus.change import BITMAP, INDEX, VALUES, Change, both, describe, drop, endor, entry, extra, without
-from corpus.split_base import EMPTY, EMPTY_ALL, TINY, Base, fault, inside, of
+from corpus.split_base import EMPTY, EMPTY_ALL, ONES, RAW, TINY, fault, inside, row, tiny
 
 
 def cases() -> Iterator[Case]:
@@ -20,7 +20,6 @@ def cases() -> Iterator[Case]:
 def unsupported() -> Iterator[Case]:
     """In 1.0 these are unknown values, in 1.1 encodings that there are not: the same answer."""
     rest = [random_tensor("v", "U8", [4, 9], seed=82), Tensor("bias", "F32", [1], b"\0\0\x80\x3f")]
-    w = random_tensor("w", "BF16", [5, 31], seed=81)
     fields: dict[str, Any] = {"w": 1, "mantissa": 0, "patches": 0}
     changes: list[tuple[str, Change, str]] = [
         ("all-raw", entry(positions="all"), "positions all with values raw"),
@@ -59,37 +58,29 @@ def unsupported() -> Iterator[Case]:
     for dtype in ("I32", "F64", "BOOL", "F8_E8M0", "C64", "U8", "I16", "F4", "BF17"):
         for positions in ("bitmap", "all") if dtype in ("I32", "F64", "F8_E8M0") else ("bitmap",):
             what = f"split values of {dtype}, which has none; positions {positions}"
-            name = f"{positions}-split-{dtype.lower().replace('_', '-')}"
+            name = f"{positions}-split-{shown(dtype)}"
             changes.append((name, entry(dtype=dtype, positions=positions, values="split", **fields), what))
     for name, change, note in changes:
-        s = Sketch().add(w).add(rest[0]).add(rest[1], encode=False)
+        s = Sketch().add(RAW).add(rest[0]).add(rest[1], encode=False)
         both(endor(version="1.1"), change)(s)
         tensors = [*listing(rest), *hidden("w")]
         rules, data = ["M-7", "T-7"], s.render()
         yield Case("unsupported", f"m-7-{name}", rules, data, UNSUPPORTED, "L1", note, tensors=tensors)
     note = "the members of split values have no meaning in an entry with raw ones"
-    s = Sketch().add(w)
+    s = Sketch().add(RAW)
     entry(w="x", mantissa=-1, patches=[Raw("1e5")])(s)
-    told = listing([w])
-    yield Case(
-        "noncanonical",
-        "m-8-raw-and-its-members",
-        ["M-8", "M-6"],
-        s.render(),
-        "accept-noncanonical",
-        "L1",
-        note,
-        tensors=told,
-    )
+    name, rules, told = "m-8-raw-and-its-members", ["M-8", "M-6"], listing([RAW])
+    yield Case("noncanonical", name, rules, s.render(), NONCANONICAL, "L1", note, tensors=told)
 
 
-def wider(w: int) -> Change:
-    """Another w, with as many bits in values: only M-8 is broken."""
+def with_room(**members: int) -> Change:
+    """Other members, and as many bits in values: only M-8 is broken."""
 
     def change(s: Sketch) -> None:
         e, values = s.entry("w"), s.part(VALUES)
-        e["w"], values.shape = w, [values.shape[0], 8 * (1 + e["mantissa"] + w)]
-        values.data = bytes(values.shape[0] * values.shape[1])
+        e.update(members)
+        values.shape = [values.shape[0], 8 * (1 + e["mantissa"] + e["w"])]
+        values.data = bytes(product(values.shape))
 
     return change
 
@@ -99,40 +90,33 @@ def members() -> Iterator[Case]:
     for member in ("w", "mantissa", "patches"):
         yield fault(f"m-8-no-{member}", ["M-8"], f"no {member}", without(member))
         yield fault(
-            f"m-8-all-no-{member}", ["M-8"], f"no {member}, with positions all", without(member), of("BF16")
+            f"m-8-all-no-{member}", ["M-8"], f"no {member}, with positions all", without(member), tiny("BF16")
         )
         kinds = [("string", "2"), ("null", None), ("true", True), ("array", [2]), ("object", {})]
         for name, value in kinds[:: 1 if member == "w" else 2]:
             note = f"{member} is not an integer"
             yield fault(f"m-8-{member}-is-{name}", ["M-8", "J-5"], note, entry(**{member: value}))
     yield fault("m-5-split-no-nnz", ["M-5"], "no nnz, with positions bitmap and split values", without("nnz"))
-    too_many = both(entry(nnz=61), lambda s: s.index("w", e1=61))
+    too_many = both(entry(nnz=61), row(0, e1=61))
     yield inside("m-5-split-nnz-past-numel", ["M-5", "B-6"], "nnz is numel + 1", too_many)
     shapeless = fault(
-        "m-4-all-no-shape", ["M-4"], "no shape, with positions all", without("shape"), of("BF16")
+        "m-4-all-no-shape", ["M-4"], "no shape, with positions all", without("shape"), tiny("BF16")
     )
     yield newer_but_alike(shapeless)
     for dtype, (bits, most) in FLOATS.items():
-        low, base = dtype.lower().replace("_", "-"), of(dtype)
+        low, base = shown(dtype), tiny(dtype)
         if dtype in ("BF16", "F8_E4M3", "F8_E5M2"):
-            yield fault(f"m-8-w-0-{low}", ["M-8"], f"w is 0, of {dtype}", wider(0), base)
+            yield fault(f"m-8-w-0-{low}", ["M-8"], f"w is 0, of {dtype}", with_room(w=0), base)
         high = min(4, bits - 1) + 1
         rules = ["M-8", "E-3"] if 2**high > 2**bits else ["M-8"]
-        yield fault(f"m-8-w-{high}-{low}", rules, f"w is {high}, of {dtype}", wider(high), base)
-
-        def longer(s: Sketch, most: int = most) -> None:
-            values, e = s.part(VALUES), s.entry("w")
-            e["mantissa"] = most + 1
-            values.shape = [values.shape[0], 8 * (1 + most + 1 + e["w"])]
-            values.data = bytes(values.shape[0] * values.shape[1])
-
+        yield fault(f"m-8-w-{high}-{low}", rules, f"w is {high}, of {dtype}", with_room(w=high), base)
         note = f"mantissa is {most + 1}, one more than {dtype} has"
-        yield fault(f"m-8-mantissa-{most + 1}-{low}", ["M-8"], note, longer, base)
+        yield fault(f"m-8-mantissa-{most + 1}-{low}", ["M-8"], note, with_room(mantissa=most + 1), base)
     for w in (8, 64):
-        yield fault(f"m-8-w-{w}-bf16", ["M-8", "T-4", "E-3"], f"w is {w}", wider(w), of("BF16"))
-    yield fault("m-8-w-largest", ["M-8", "T-4"], "w is the largest integer", entry(w=MAX_INT), of("BF16"))
+        yield fault(f"m-8-w-{w}-bf16", ["M-8", "T-4", "E-3"], f"w is {w}", with_room(w=w), tiny("BF16"))
+    yield fault("m-8-w-largest", ["M-8", "T-4"], "w is the largest integer", entry(w=MAX_INT), tiny("BF16"))
     note = "mantissa is the largest integer"
-    yield fault("m-8-mantissa-largest", ["M-8", "T-4"], note, entry(mantissa=MAX_INT), of("BF16"))
+    yield fault("m-8-mantissa-largest", ["M-8", "T-4"], note, entry(mantissa=MAX_INT), tiny("BF16"))
 
     def one_more_patch(s: Sketch) -> None:
         """n + 1 patches, with room for them, and an index that goes along."""
@@ -144,7 +128,7 @@ def members() -> Iterator[Case]:
     for positions in ("bitmap", "all"):
         rules = ["M-8", "E-5", "E-7", "E-6"]
         note = f"patches is n + 1, with positions {positions}"
-        base = of("BF16", positions=positions)
+        base = tiny("BF16", positions)
         yield inside(f"m-8-patches-past-n-{positions}", rules, note, one_more_patch, base)
     rules = ["M-8", "T-4", "B-7"]
     for name, base in [("bitmap", EMPTY), ("all", EMPTY_ALL)]:
@@ -158,7 +142,7 @@ def members() -> Iterator[Case]:
 
 def integers() -> Iterator[Case]:
     for member in ("w", "mantissa", "patches"):
-        right = 1 if member != "patches" else TINY.sketch().entry("w")[member]
+        right = 1 if member != "patches" else TINY.entry(member)
         for name, written in [
             ("fraction", f"{right}.0"),
             ("exponent", f"{right}e0"),
@@ -168,6 +152,5 @@ def integers() -> Iterator[Case]:
         ]:
             note = f"{member} is {written}"
             yield fault(f"j-5-{member}-{name}", ["J-5", "M-8"], note, entry(**{member: Raw(written)}))
-        minus = both(entry(**{member: Raw("-0")}))
-        zero = Base(tensor_of("w", "BF16", [0x3F80] * 9, [3, 3]), Split(1, "all"))
-        yield fault(f"j-5-{member}-minus-zero", ["J-5", "M-8"], f"{member} is -0", minus, zero)
+        minus = entry(**{member: Raw("-0")})
+        yield fault(f"j-5-{member}-minus-zero", ["J-5", "M-8"], f"{member} is -0", minus, ONES)

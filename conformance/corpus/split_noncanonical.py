@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from corpus.build import Raw, Sketch, Split, Tensor, floats, tensor_of
 from corpus.case import NONCANONICAL, Case, listing, newer
-from corpus.change import Change, both, endor, entry, replaced, without
-from corpus.split_valid import MANY, MANY_HOW, How, accepted, twice
+from corpus.change import Change, endor, entry, replaced, without
+from corpus.split_base import Base
+from corpus.split_valid import MANY, MANY_HOW, How, accepted, alike, newer_but_for, sketch_of, twice
 
 S = floats("some", "BF16", [5, 31], 60, 920, kept=4, width=2, odd=6)
 A = floats("all", "BF16", [5, 31], 90, 921, kept=4, width=2, odd=6)
@@ -46,7 +48,7 @@ def other_choices() -> Iterator[Case]:
     for m in (5, 7):
         note = f"{m} mantissa bits are kept, and 4 would be enough"
         yield loose(f"w-9-mantissa-{m}", ["W-9"], note, twice(2, m))
-    zero = [tensor_of(n, "F32", [0] * 100, [10, 10]) for n in ("some", "all")]
+    zero = alike("F32", [0] * 100, [10, 10])
     note = "all mantissa bits and the widest codes, of zeros"
     yield loose("w-9-zeros-at-length", ["W-9"], note, twice(4, 23), *zero)
     note = "different bases in blocks that are alike"
@@ -57,22 +59,11 @@ def other_choices() -> Iterator[Case]:
     yield loose("w-7-split-not-worth-it", ["W-7"], note, {"all": Split(2, "all")}, sparse)
 
 
-def edited(name: str, rules: list[str], notes: str, change: Change) -> Case:
-    """S, named w, in a file with the change."""
-    t = Tensor("w", S.dtype, S.shape, S.data)
-    return written(name, rules, notes, change, t, Split(2))
-
-
-def edited_all(name: str, rules: list[str], notes: str, change: Change) -> Case:
-    t = Tensor("w", A.dtype, A.shape, A.data)
-    return written(name, rules, notes, change, t, Split(2, "all"))
-
-
-def written(name: str, rules: list[str], notes: str, change: Change, t: Tensor, how: Split) -> Case:
-    sketch = Sketch().add(t, how=how)
-    change(sketch)
-    data = sketch.render()
-    case = Case("noncanonical", name, rules, data, NONCANONICAL, "L1", notes, tensors=listing([t]))
+def edited(name: str, rules: list[str], notes: str, change: Change, t: Tensor = S) -> Case:
+    """S or A, named w, in a file with the change."""
+    base = Base(replace(t, name="w"), twice(2)[t.name])
+    data, told = base.changed(change).render(), listing([base.tensor])
+    case = Case("noncanonical", name, rules, data, NONCANONICAL, "L1", notes, tensors=told)
     return newer(case, ["w"])
 
 
@@ -90,12 +81,12 @@ def other_texts() -> Iterator[Case]:
         ("object", {"n": []}),
     ]:
         note = f"nnz has no meaning with positions all, here it is of another kind: {name}"
-        yield edited_all(f"m-5-all-nnz-{name}", ["M-5", "M-6", "D-2"], note, entry(nnz=value))
+        yield edited(f"m-5-all-nnz-{name}", ["M-5", "M-6", "D-2"], note, entry(nnz=value), A)
     yield edited("w-6-split-no-digest", ["W-6"], "an entry without a digest", without("digest"))
     more = entry(bases=[1, 2], exponent=8, s=None, x={"w": True})
     yield edited("m-6-split-unknown-members", ["M-6"], "members that mean nothing", more)
     note = "the members of split values written with escapes"
-    escapes = both(replaced('"w":2', r'"\u0077":2'), lambda s: None)
+    escapes = replaced('"w":2', r'"\u0077":2')
     yield edited("m-1-split-escapes", ["M-1", "J-2"], note, escapes)
     note = "parts in another order"
     yield edited("w-5-split-parts-reversed", ["W-5", "C-12"], note, lambda s: s.physical.reverse())
@@ -110,17 +101,14 @@ def other_texts() -> Iterator[Case]:
         s.physical.insert(0, s.physical.pop())
 
     note = "parts at odd addresses, those of 64-bit integers too"
-    case = edited_all("w-2-split-unaligned", ["W-2", "W-5"], note, unaligned)
+    case = edited("w-2-split-unaligned", ["W-2", "W-5"], note, unaligned, A)
     assert case.tensors is not None
     case.tensors += listing([BIAS])
     yield newer(case, ["w"], [BIAS])
-    sketch = Sketch()
-    for t in MANY:
-        sketch.add(t, t.name in MANY_HOW, how=MANY_HOW.get(t.name))
+    sketch = sketch_of(MANY, MANY_HOW)
     sketch.physical.sort(key=lambda p: p.name[::-1])
-    lacking = [n for n, how in MANY_HOW.items() if how]
     note = "the parts of all tensors of a file in disorder"
     rules, data = ["W-5", "C-12"], sketch.render()
     name, told = "w-5-all-encodings-in-disorder", listing(MANY)
     case = Case("noncanonical", name, rules, data, NONCANONICAL, "L1", note, tensors=told)
-    yield newer(case, lacking, [t for t in MANY if t.name not in lacking])
+    yield newer_but_for(case, MANY, MANY_HOW)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from corpus.build import (
-    BLOCK,
-    MAX_INT,
-    Physical,
-    Sketch,
-    Split,
-    Tensor,
-    floats,
-    plain_file,
-    random_tensor,
-    tensor_of,
+from corpus import checksum
+from corpus.build import BLOCK, MAX_INT, Physical, Sketch, Split, Tensor, floats, plain_file
+from corpus.case import REJECT, Case, newer, newer_but_alike, shown
+from corpus.change import BITMAP, INDEX, VALUES, Change, describe, drop, entry, extra, nothing, resize
+from corpus.invalid_metadata import reject
+from corpus.split_base import (
+    ALL,
+    BASES,
+    EMPTY,
+    EMPTY_ALL,
+    ONES,
+    PATCHES,
+    RAW,
+    SMALL,
+    TINY,
+    Base,
+    fault,
+    inside,
+    tiny,
 )
-from corpus.case import REJECT, Case, newer, newer_but_alike
-from corpus.change import BITMAP, INDEX, VALUES, Change, both, describe, drop, entry, extra, nothing, resize
-from corpus.split_base import ALL, BASES, EMPTY, EMPTY_ALL, PATCHES, SMALL, TINY, Base, fault, inside, of
 
 
 def cases() -> Iterator[Case]:
@@ -31,41 +36,43 @@ def cases() -> Iterator[Case]:
 
 def parts() -> Iterator[Case]:
     named = {"bitmap": BITMAP, "index": INDEX, "bases": BASES, "patches": PATCHES}
-    alike = newer_but_alike
-    yield alike(fault("t-2-split-no-values", ["T-2"], "the part values does not exist", drop(VALUES)))
-    yield alike(fault("t-2-all-no-values", ["T-2"], "the part values does not exist", drop(VALUES), ALL))
+    yield newer_but_alike(
+        fault("t-2-split-no-values", ["T-2"], "the part values does not exist", drop(VALUES))
+    )
+    yield newer_but_alike(
+        fault("t-2-all-no-values", ["T-2"], "the part values does not exist", drop(VALUES), ALL)
+    )
     for name, part in named.items():
         yield fault(f"t-2-split-no-{name}", ["T-2"], f"the part {name} does not exist", drop(part))
         if name != "bitmap":
             note = f"the part {name} does not exist, with positions all"
-            yield fault(f"t-2-all-no-{name}", ["T-2"], note, drop(part), of("BF16"))
+            yield fault(f"t-2-all-no-{name}", ["T-2"], note, drop(part), tiny("BF16"))
     note = "no patches, and so no part of them either"
-    none = Base(tensor_of("w", "BF16", [0x3F80] * 9, [3, 3]), Split(1, "all"))
-    yield fault("t-2-no-patches-of-none", ["T-2"], note, drop(PATCHES), none)
+    yield fault("t-2-no-patches-of-none", ["T-2"], note, drop(PATCHES), ONES)
     yield fault("t-2-no-bases-of-empty", ["T-2"], "no bases of an empty tensor", drop(BASES), EMPTY)
     bitmap = TINY.sketch().part(BITMAP)
     note = "a bitmap with positions all"
-    yield fault("t-3-all-and-bitmap", ["T-3"], note, extra(bitmap), of("BF16"))
+    yield fault("t-3-all-and-bitmap", ["T-3"], note, extra(bitmap), tiny("BF16"))
     note = "a part of exponents, which split values do not have"
     yield fault("t-3-split-extra", ["T-3"], note, extra(Physical("w.endor.exponents", "U8", [64], bytes(64))))
-    raw = random_tensor("w", "BF16", [5, 31], seed=81)
     for name, shape in [("bases", [64]), ("patches", [0, 3])]:
-        s = Sketch().add(raw)
+        s = Sketch().add(RAW)
         s.physical.append(Physical(f"w.endor.{name}", "U8", shape, bytes(64 * (shape[0] > 0))))
         note, rules = f"{name} beside raw values", ["T-3"]
-        yield Case("invalid", f"t-3-raw-and-{name}", rules, s.render(), REJECT, "L2", note, error_rules=rules)
+        yield reject(f"t-3-raw-and-{name}", rules, s.render(), note)
     note = "the positions say bitmap, the parts are those of all"
-    yield fault("t-2-all-called-bitmap", ["T-2", "T-4"], note, entry(positions="bitmap", nnz=27), of("BF16"))
+    yield fault(
+        "t-2-all-called-bitmap", ["T-2", "T-4"], note, entry(positions="bitmap", nnz=27), tiny("BF16")
+    )
     note = "the positions say all, the parts are those of bitmap"
     yield fault("t-3-bitmap-called-all", ["T-3", "T-4"], note, entry(positions="all"))
-    s = Sketch().add(raw)
+    s = Sketch().add(RAW)
     entry(values="split", w=1, mantissa=7, patches=0)(s)
     note, rules = "the values say split, the parts are those of raw", ["T-2", "T-4"]
-    case = Case("invalid", "t-2-raw-called-split", rules, s.render(), REJECT, "L2", note, error_rules=rules)
-    yield newer(case, ["w"])
+    yield newer(reject("t-2-raw-called-split", rules, s.render(), note), ["w"])
     note = "the values say raw, the parts are those of split"
     yield newer_but_alike(fault("t-3-split-called-raw", ["T-3", "T-4"], note, entry(values="raw")))
-    s = of("BF16").sketch()
+    s = tiny("BF16").sketch()
     s.physical.append(Physical("w.endor.bases.endor.index", "I64", [8], bytes(64)))
     s.endor["tensors"]["w.endor.bases"] = {
         "dtype": "U8",
@@ -75,18 +82,15 @@ def parts() -> Iterator[Case]:
         "values": "raw",
     }
     note, rules = "a key that is the name of the part bases", ["T-1"]
-    case = Case("invalid", "t-1-key-is-bases", rules, s.render(), REJECT, "L2", note, error_rules=rules)
-    yield newer_but_alike(case)
+    yield newer_but_alike(reject("t-1-key-is-bases", rules, s.render(), note))
     for suffix in (".endor.index", ".endor.bitmap"):
         whole = [p for p in SMALL.sketch().physical if suffix == ".endor.index" or p.name != INDEX]
         note, rules = f"the metadata has been lost; {suffix} tells", ["T-6"]
         name = f"t-6-split{suffix.replace('.', '-')}"
         data = plain_file(whole, {"format": "pt"})
-        yield Case("invalid", name, rules, data, REJECT, "L2", note, error_rules=rules)
-    data = plain_file(of("BF16").sketch().physical)
-    yield Case(
-        "invalid", "t-6-all", rules, data, REJECT, "L2", "the metadata has been lost", error_rules=rules
-    )
+        yield reject(name, rules, data, note)
+    data = plain_file(tiny("BF16").sketch().physical)
+    yield reject("t-6-all", rules, data, "the metadata has been lost")
 
 
 def descriptions() -> Iterator[Case]:
@@ -116,24 +120,12 @@ def descriptions() -> Iterator[Case]:
         yield fault(f"t-4-split-{name}", ["T-4"], note, change)
     length = ALL.sketch().part(INDEX).shape[1]
     note = "index of positions all has rank 1"
-    yield fault("t-4-all-index-flat", ["T-4"], note, describe(INDEX, shape=[length]), of("BF16"))
+    yield fault("t-4-all-index-flat", ["T-4"], note, describe(INDEX, shape=[length]), tiny("BF16"))
     for name, shape in [("no-columns", [0, 0]), ("flat", [0]), ("one-row", [0, 1])]:
         note = f"values of an empty tensor has the shape {shape}"
         yield fault(f"t-4-split-empty-values-{name}", ["T-4"], note, describe(VALUES, shape=shape), EMPTY_ALL)
     note = "patches of an empty tensor has the shape [0]"
     yield fault("t-4-split-empty-patches-flat", ["T-4"], note, describe(PATCHES, shape=[0]), EMPTY)
-
-
-def resized(part: str, rows: int) -> Change:
-    """So many more rows of a part of rank 2, or less if negative."""
-
-    def change(s: Sketch) -> None:
-        p = s.part(part)
-        size = len(p.data) // p.shape[0]
-        p.shape = [p.shape[0] + rows, p.shape[1]]
-        p.data = (p.data + bytes(size * max(rows, 0)))[: size * p.shape[0]]
-
-    return change
 
 
 def columns(part: str, by: int, size: int = 1) -> Change:
@@ -151,21 +143,21 @@ def columns(part: str, by: int, size: int = 1) -> Change:
 
 def lengths() -> Iterator[Case]:
     for name, change, note in [
-        ("values-one-group", resized(VALUES, -7), "values without the groups of padding"),
-        ("values-longer", resized(VALUES, 8), "values with 8 groups more than prescribed"),
-        ("values-one-more", resized(VALUES, 1), "values with a group more than prescribed"),
+        ("values-one-group", resize(VALUES, -7), "values without the groups of padding"),
+        ("values-longer", resize(VALUES, 8), "values with 8 groups more than prescribed"),
+        ("values-one-more", resize(VALUES, 1), "values with a group more than prescribed"),
         ("values-no-codes", columns(VALUES, -8), "values without the bits of the codes"),
         ("values-a-plane-more", columns(VALUES, 8), "values with 8 bytes more in each row"),
         ("index-not-padded", columns(INDEX, -6, 8), "index without its padding"),
         ("index-longer", columns(INDEX, 8, 8), "index with 8 entries more in each row"),
-        ("index-one-row-only", resized(INDEX, -1), "index without the row that counts patches"),
-        ("index-three-rows", resized(INDEX, 1), "index with a row more than prescribed"),
+        ("index-one-row-only", resize(INDEX, -1), "index without the row that counts patches"),
+        ("index-three-rows", resize(INDEX, 1), "index with a row more than prescribed"),
         ("bases-not-padded", resize(BASES, -63), "bases without its padding"),
         ("bases-longer", resize(BASES, 64), "bases with 64 bytes more than prescribed"),
         ("bases-empty", resize(BASES, -64), "bases is empty"),
-        ("patches-longer", resized(PATCHES, 64), "patches with room for 64 more than prescribed"),
-        ("patches-one-less", resized(PATCHES, -1), "patches with room for 63"),
-        ("patches-empty", resized(PATCHES, -64), "patches is empty, and there are some"),
+        ("patches-longer", resize(PATCHES, 64), "patches with room for 64 more than prescribed"),
+        ("patches-one-less", resize(PATCHES, -1), "patches with room for 63"),
+        ("patches-empty", resize(PATCHES, -64), "patches is empty, and there are some"),
         ("patches-two-bytes", columns(PATCHES, -1), "patches of two bytes"),
         ("patches-four-bytes", columns(PATCHES, 1), "patches of four bytes"),
         ("bitmap-longer", resize(BITMAP, 64), "bitmap with 64 bytes more than prescribed"),
@@ -175,28 +167,18 @@ def lengths() -> Iterator[Case]:
     ]:
         yield fault(f"t-4-split-{name}", ["T-4"], note, change)
     for name, change, note in [
-        ("values-one-group", resized(VALUES, -7), "values without the groups of padding"),
-        ("index-two-rows", resized(INDEX, 1), "index with two rows"),
+        ("values-one-group", resize(VALUES, -7), "values without the groups of padding"),
+        ("index-two-rows", resize(INDEX, 1), "index with two rows"),
         ("shape-next-group", entry(shape=[3, 171]), "the logical shape has one element more than values"),
         ("shape-next-block", entry(shape=[8, BLOCK]), "the logical shape needs a longer index, too"),
     ]:
-        yield fault(f"t-4-all-{name}", ["T-4"], note, change, of("BF16"))
+        yield fault(f"t-4-all-{name}", ["T-4"], note, change, tiny("BF16"))
     for here, other in [("BF16", "F32"), ("F8_E4M3", "BF16")]:
         note = f"the entry says {other}, and of {here} as much is kept: the digest alone can tell"
-        s = of(here).sketch()
-        s.entry("w")["dtype"] = other
-        rules = ["D-2"]
-        case = Case(
-            "checksum",
-            f"d-2-split-{here.lower().replace('_', '-')}-called-{other.lower()}",
-            rules,
-            s.render(),
-            REJECT,
-            "L2",
-            note,
-            error_rules=["D-2", "E-3", "E-6"],
-        )
-        case.digests = True
+        s = tiny(here).changed(entry(dtype=other))
+        name = f"d-2-split-{shown(here)}-called-{shown(other)}"
+        case = checksum.case(name, ["D-2"], s, REJECT, note)
+        case.error_rules = ["D-2", "E-3", "E-6"]
         yield newer(case, ["w"])
 
 
@@ -215,9 +197,9 @@ def overflow() -> Iterator[Case]:
     note = "the largest integers in a logical shape"
     yield inside("t-4-all-largest-shape", ["T-4"], note, entry(shape=[MAX_INT] * 3), one)
     note = "as many patches as a huge logical shape has elements"
-    huge = both(entry(shape=[MAX_INT], patches=MAX_INT))
+    huge = entry(shape=[MAX_INT], patches=MAX_INT)
     yield inside("t-4-all-huge-patches", ["T-4"], note, huge, one)
-    wide = both(entry(shape=[2**26, 2**26], patches=2**52))
+    wide = entry(shape=[2**26, 2**26], patches=2**52)
     yield inside("t-4-all-shape-of-2-to-the-52", ["T-4"], "2^52 elements, as many patches", wide, one)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from struct import pack
 
 from corpus.build import BLOCK, FLOATS, Split, scattered, tensor_of
-from corpus.case import Case
-from corpus.change import Change, both, entry, put
-from corpus.split_base import ALL, BASES, PATCHES, SMALL, SOME, Base, base_of, inside, patched, row
+from corpus.case import Case, shown
+from corpus.change import both, entry, put
+from corpus.split_base import ALL, BASES, PATCHES, SMALL, SOME, Base, base_of, flipped, inside, patched, row
 
 
 def cases() -> Iterator[Case]:
@@ -27,17 +27,15 @@ def bases() -> Iterator[Case]:
         for positions in ("bitmap", "all") if dtype in ("BF16", "F8_E4M3") else ("all",):
             t = tensor_of("w", dtype, [top << most | 1] * 20, [4, 5])
             b = Base(t, Split(w, positions, bases={0: top}))
-            low = f"{dtype.lower().replace('_', '-')}-{positions}"
+            low = f"{shown(dtype)}-{positions}"
             note = f"{dtype}, w = {w}: the base is {top + 1}, one above the highest"
             yield inside(f"e-3-one-above-{low}", ["E-3"], note, base_of(0, top + 1), b)
         note = f"{dtype}, w = {w}: the base is 255"
         if top != 254:
-            yield inside(f"e-3-255-{dtype.lower().replace('_', '-')}", ["E-3"], note, base_of(0, 255), b)
+            yield inside(f"e-3-255-{shown(dtype)}", ["E-3"], note, base_of(0, 255), b)
         if bits < 8:
             note = f"{dtype}: the base is {2**bits}, which is no exponent"
-            yield inside(
-                f"e-3-no-exponent-{dtype.lower().replace('_', '-')}", ["E-3"], note, base_of(0, 2**bits), b
-            )
+            yield inside(f"e-3-no-exponent-{shown(dtype)}", ["E-3"], note, base_of(0, 2**bits), b)
     for block in (0, 1, 2):
         note = f"the base of block {block} of three is too high"
         yield inside(f"e-3-block-{block}", ["E-3", "E-6"], note, base_of(block, 253), SOME)
@@ -141,7 +139,7 @@ def exponents() -> Iterator[Case]:
             elements = [middle << most | 1] * 9 + [1 << most]
             for positions in ("all", "bitmap") if (dtype, w) == ("F16", 1) else ("all",):
                 base = Base(tensor_of("w", dtype, elements, [2, 5]), Split(w, positions, bases={0: middle}))
-                low = f"{dtype.lower().replace('_', '-')}-w-{w}-{positions}"
+                low = f"{shown(dtype)}-w-{w}-{positions}"
                 note = f"{dtype}, w = {w}: the exponent of a patch is the base of the window"
                 yield inside(f"e-6-base-{low}", ["E-6"], note, patched(0, exponent=middle), base)
                 note = f"{dtype}, w = {w}: the exponent of a patch is the last one of the window"
@@ -149,7 +147,7 @@ def exponents() -> Iterator[Case]:
         base = Base(tensor_of("w", dtype, elements, [2, 5]), Split(1, "all", bases={0: middle}))
         for value in (2**bits, 255) if bits < 8 else ():
             note = f"{dtype}: the exponent of a patch is {value}, which is none"
-            name = f"e-6-{value}-{dtype.lower().replace('_', '-')}"
+            name = f"e-6-{value}-{shown(dtype)}"
             yield inside(name, ["E-6"], note, patched(0, exponent=value), base)
     second = SOME.rows()[1][1]
     note = "the exponent of a patch is in the window of its block, the second one"
@@ -171,18 +169,16 @@ def codes() -> Iterator[Case]:
         ("high-bit", first, [12], "the highest bit of the code of an element with a patch"),
         ("all-bits", last, [11, 12], "the code of the last element with a patch"),
     ]:
-        change: Change = lambda s, r=rank, b=bits: s.flip_element("w", r, *b)  # noqa: E731
-        yield inside(f"e-7-{name}", ["E-7"], f"not 0: {note}", change)
-    low = SOME.rows()
+        yield inside(f"e-7-{name}", ["E-7"], f"not 0: {note}", flipped(rank, *bits))
+    counts, before = SOME.rows()
     for block in (1, 2):
-        rank = low[0][block] + SOME.patches()[low[1][block]][0]
+        rank = counts[block] + SOME.patches()[before[block]][0]
         note = f"the code of an element of block {block} that has a patch is not 0"
-        change = lambda s, r=rank: s.flip_element("w", r, 1 + s.entry("w")["mantissa"])  # noqa: E731
+        change = flipped(rank, 1 + SOME.entry("mantissa"))
         yield inside(f"e-7-block-{block}", ["E-7"], note, change, SOME)
     rank = BLOCK + ALL.patches()[ALL.rows()[0][1]][0]
     note = "positions all: the code of an element of block 1 that has a patch is not 0"
-    change = lambda s: s.flip_element("w", rank, 1)  # noqa: E731
-    yield inside("e-7-all-block-1", ["E-7"], note, change, ALL)
+    yield inside("e-7-all-block-1", ["E-7"], note, flipped(rank, 1), ALL)
     elements = [0x3F80, 0x4000] * 30 + [0x0100]
     moved = Base(tensor_of("w", "BF16", elements, [1, 61]), Split(1, "all"))
     note = "a patch of an element that has a code besides"
@@ -191,7 +187,7 @@ def codes() -> Iterator[Case]:
 
 def patch_padding() -> Iterator[Case]:
     for name, base in [("small", SMALL), ("some", SOME), ("all", ALL)]:
-        count, room = base.sketch().entry("w")["patches"], base.sketch().part(PATCHES).shape[0]
+        count, room = base.entry("patches"), base.sketch().part(PATCHES).shape[0]
         assert count < room
         for what, at, note in [
             ("rank", 3 * count, "the rank of the first patch that is not there"),
@@ -201,7 +197,7 @@ def patch_padding() -> Iterator[Case]:
         ]:
             if name == "small" or what in ("rank", "last"):
                 yield inside(f"e-8-{what}-{name}", ["E-8"], f"not 0: {note}", put(PATCHES, at, b"\1"), base)
-    filled: Change = lambda s: s.change(PATCHES, 3 * s.entry("w")["patches"], b"\xff" * 3)  # noqa: E731
+    filled = put(PATCHES, 3 * SMALL.entry("patches"), b"\xff" * 3)
     yield inside("e-8-filler", ["E-8"], "the padding of patches has 0xFFFF and 255", filled)
     empty = Base(scattered("w", "BF16", [3, BLOCK], {5: 0x3F80, 9: 0x0100}), Split(1))
     note = "the patch is the last one of the first block, and two blocks follow without any"

@@ -8,9 +8,22 @@ from typing import Any
 from corpus import directory
 from corpus.build import BLOCK, Sketch, Split, Tensor, canonical, floats, scattered, tensor_of
 from corpus.case import ACCEPT, REJECT, UNSUPPORTED, Case, newer, newer_but_alike, sha
-from corpus.change import Change, both, flip, put
-from corpus.split_base import ALL, BASES, NUMEL, PATCHES, SOME, Base, base_of, patched, row
-from corpus.split_valid import MANY, MANY_HOW
+from corpus.change import Change, flip, put
+from corpus.split_base import (
+    ALL,
+    BASES,
+    LOW,
+    NUMEL,
+    PATCHES,
+    ROWS,
+    SOME,
+    Base,
+    base_of,
+    flipped,
+    patched,
+    row,
+)
+from corpus.split_valid import MANY, MANY_HOW, newer_but_for, sketch_of
 
 Spans = list[tuple[int, int]]
 
@@ -80,7 +93,8 @@ def right() -> Iterator[Case]:
     case = Case(
         "slice", "b-11-all-encodings", ["B-11"], canonical(MANY, MANY_HOW), ACCEPT, "L4", note, slices=asked
     )
-    yield without_earlier(case)
+    case.since = "1.1"  # and not asked of decoders of 1.0
+    yield case
     empty = Tensor("w", "BF16", [0, 9], b"")
     yield good("b-11-all-empty", "an empty tensor", empty, Split(1, "all"), [(0, 0)])
     t = floats("w", "F16", [4, 30], 80, 954)
@@ -91,16 +105,8 @@ def right() -> Iterator[Case]:
         yield newer(Case("slice", name, ["B-11"], data, UNSUPPORTED, "L4", note, slices=asked), ["w"])
 
 
-def without_earlier(case: Case) -> Case:
-    """A case of 1.1 that is not asked of decoders of 1.0."""
-    case.since = "1.1"
-    return case
-
-
 def bad(name: str, rules: list[str], note: str, base: Base, change: Change, spans: Spans) -> Case:
-    sketch = base.sketch()
-    change(sketch)
-    data = sketch.seal("w").render()
+    data = base.changed(change).seal("w").render()
     slices: list[list[Any]] = [["w", a, b, None] for a, b in spans]
     note = f"a fault that a slice must find: {note}"
     case = Case("slice", name, ["B-11", *rules], data, REJECT, "L4", note, slices=slices)
@@ -112,7 +118,7 @@ def faults() -> Iterator[Case]:
     first, middle, last = (0, 1), (BLOCK + 5, BLOCK + 6), (n - 1, n)
     blocks: Spans = [(0, BLOCK), (BLOCK, 2 * BLOCK), (2 * BLOCK, n)]
     every: Spans = [first, middle, last, (0, n)]
-    for base, number, what in [(SOME, 0, "stored"), (SOME, 1, "patches"), (ALL, 0, "all-patches")]:
+    for base, number, what in ROWS:
         _, one, two, end = base.rows()[number]
         far = {"e1": one + 2**40, "e2": two + 2**40}
         for name, change, spans, note in [
@@ -148,19 +154,14 @@ def faults() -> Iterator[Case]:
     rank = counts[1] + patches[at][0]
     stored = [i for i in range(n) if i % 50 == 0]
     place = stored[rank]
-    code = 1 + SOME.sketch().entry("w")["mantissa"]
+    code = 1 + SOME.entry("mantissa")
     bits = len(SOME.sketch().part("w.endor.bitmap").data) * 8
     for name, change, spans, note in [
         ("b-3-split", flip(n), [last, blocks[2]], "a bit after the last element"),
         ("b-3-split-last", flip(bits - 1), [last], "the last bit of the bitmap"),
         ("b-6-split", flip(BLOCK + 1), [blocks[1], (0, n)], "a bit of block 1"),
-        (
-            "e-2-split",
-            lambda s: s.flip_element("w", counts[3], 0),
-            [last, blocks[2]],
-            "the padding of a group",
-        ),
-        ("e-2-split-last", lambda s: s.flip_element("w", 511, code), [last], "the padding of values"),
+        ("e-2-split", flipped(counts[3], 0), [last, blocks[2]], "the padding of a group"),
+        ("e-2-split-last", flipped(511, code), [last], "the padding of values"),
         ("e-3-split", base_of(1, 253), [middle, blocks[1]], "the base of block 1"),
         ("e-4-split", base_of(3, 1), [last, blocks[2]], "the padding of bases"),
         ("e-5-split", patched(at + 1, patches[at][0]), [middle, blocks[1]], "equal ranks in block 1"),
@@ -184,13 +185,13 @@ def faults() -> Iterator[Case]:
         ),
         (
             "e-7-split",
-            lambda s: s.flip_element("w", rank, code),
+            flipped(rank, code),
             [(place, place + 1), blocks[1]],
             "the code of a patched element that is returned",
         ),
         (
             "e-8-split",
-            put(PATCHES, 3 * SOME.sketch().entry("w")["patches"], b"\1"),
+            put(PATCHES, 3 * SOME.entry("patches"), b"\1"),
             [last],
             "the padding of patches",
         ),
@@ -199,7 +200,7 @@ def faults() -> Iterator[Case]:
     second = ALL.rows()[0][1]
     middle_rank = BLOCK + ALL.patches()[second][0]
     for name, change, spans, note in [
-        ("e-2-all", lambda s: s.flip_element("w", n, 1), [last, blocks[2]], "the padding of a group"),
+        ("e-2-all", flipped(n, 1), [last, blocks[2]], "the padding of a group"),
         ("e-3-all", base_of(1, 255), [middle, blocks[1]], "the base of block 1"),
         ("e-4-all", put(BASES, 63, b"\1"), [last], "the padding of bases"),
         ("e-5-all", patched(second, BLOCK), [middle, blocks[1]], "a rank of 4096"),
@@ -209,23 +210,16 @@ def faults() -> Iterator[Case]:
             [middle, blocks[1]],
             "an exponent in the window",
         ),
-        (
-            "e-7-all",
-            lambda s: s.flip_element("w", middle_rank, 1),
-            [(middle_rank, middle_rank + 1)],
-            "a code",
-        ),
+        ("e-7-all", flipped(middle_rank, 1), [(middle_rank, middle_rank + 1)], "a code"),
         ("e-8-all", put(PATCHES, -1, b"\1"), [last], "the last byte of patches"),
     ]:
         yield bad(f"{name}-in-the-slice", [name[:3].upper()], note, ALL, change, spans)
-    low = Base(tensor_of("w", "BF16", [0x0001, 0, 0x0080, 0x0101, 0x8001], [1, 5]), Split(1))
-    change: Change = lambda s: s.flip_element("w", 0, 0)  # noqa: E731
-    yield bad("b-10-split-in-the-slice", ["B-10"], "a stored zero", low, change, [(0, 1), (0, 5)])
+    yield bad("b-10-split-in-the-slice", ["B-10"], "a stored zero", LOW, flipped(0, 0), [(0, 1), (0, 5)])
     # The entry after block 1 is one past n, and what is read there would be padding of values.
     t = scattered(
         "w", "BF16", [3, BLOCK], dict.fromkeys([*range(0, 512, 2), *range(BLOCK, BLOCK + 512, 2)], 0x3F80)
     )
-    beyond = both(row(0, e1=257, e2=513))
+    beyond = row(0, e1=257, e2=513)
     note = "the entry after block 1 is one beyond nnz, and there is no padding of values"
     yield bad(
         "b-5-split-one-beyond",
@@ -239,25 +233,18 @@ def faults() -> Iterator[Case]:
 
 def directories() -> Iterator[Case]:
     def shards() -> list[Sketch]:
-        both_ = [Sketch(), Sketch()]
-        for i, t in enumerate(MANY):
-            both_[i % 2].add(t, t.name in MANY_HOW, how=MANY_HOW.get(t.name))
-        return both_
+        return [sketch_of(MANY[::2], MANY_HOW), sketch_of(MANY[1::2], MANY_HOW)]
 
-    lacking = [t.name for t in MANY if MANY_HOW.get(t.name) is not None]
-    rest = [t for t in MANY if t.name not in lacking]
     rules = ["K-2", "K-3", "K-4"]
     note = "raw, split, all and plain tensors in two shards"
     case = directory.accept("k-3-all-encodings", rules, directory.checkpoint(shards()), note, MANY)
-    yield newer(case, lacking, rest)
-    one = Sketch()
-    for t in MANY:
-        one.add(t, t.name in MANY_HOW, how=MANY_HOW.get(t.name))
+    yield newer_but_for(case, MANY, MANY_HOW)
+    one = sketch_of(MANY, MANY_HOW)
     note = "raw, split, all and plain tensors in one file and no index"
     case = directory.accept(
         "k-5-all-encodings", ["K-5"], {"model.endor.safetensors": one.render()}, note, MANY
     )
-    yield newer(case, lacking, rest)
+    yield newer_but_for(case, MANY, MANY_HOW)
     for part in ("bases", "patches"):
         two = shards()
         holder = next(i for i, s in enumerate(two) if any(p.name == f"all.endor.{part}" for p in s.physical))
@@ -271,4 +258,4 @@ def directories() -> Iterator[Case]:
     two[holder].patch("some", 0, rank=0xFFFF).seal("some")
     note = "a fault in the split values of a shard"
     case = directory.reject("e-5-in-a-shard", ["E-5"], directory.checkpoint(two), note)
-    yield newer(case, lacking, rest)
+    yield newer_but_for(case, MANY, MANY_HOW)

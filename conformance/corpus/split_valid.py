@@ -8,6 +8,7 @@ from corpus.build import (
     BLOCK,
     FLOATS,
     MAX_INT,
+    Sketch,
     Split,
     Tensor,
     canonical,
@@ -17,7 +18,7 @@ from corpus.build import (
     tensor_of,
     widths,
 )
-from corpus.case import ACCEPT, NONCANONICAL, Case, listing, newer
+from corpus.case import ACCEPT, NONCANONICAL, Case, listing, newer, shown
 
 How = dict[str, Split | None]
 
@@ -42,17 +43,31 @@ def accepted(
     category = "valid" if expect == ACCEPT else "noncanonical"
     data = canonical(tensors, how)
     case = Case(category, name, rules, data, expect, "L1", notes, tensors=listing(tensors))
+    return newer_but_for(case, tensors, how)
+
+
+def newer_but_for(case: Case, tensors: list[Tensor], how: How) -> Case:
+    """Marks a case of version 1.1: a decoder of 1.0 reads the raw and the plain ones of the tensors."""
     lacking = [t.name for t in tensors if how.get(t.name) is not None]
     return newer(case, lacking, [t for t in tensors if t.name not in lacking])
 
 
-def twice(w: int, mantissa: int | None = None) -> How:
+def sketch_of(tensors: list[Tensor], how: How) -> Sketch:
+    """The tensors in their order, wherever a writer would put the plain ones."""
+    sketch = Sketch()
+    for t in tensors:
+        sketch.add(t, t.name in how, how=how.get(t.name))
+    return sketch
+
+
+def alike(dtype: str, elements: list[int], shape: list[int]) -> list[Tensor]:
+    """The same tensor as `some` and as `all`, to be encoded by `twice`."""
+    return [tensor_of(name, dtype, elements, shape) for name in ("some", "all")]
+
+
+def twice(w: int, mantissa: int | None = None) -> dict[str, Split]:
     """A tensor `some` with positions bitmap, and a tensor `all`."""
     return {"some": Split(w, "bitmap", mantissa), "all": Split(w, "all", mantissa)}
-
-
-def shown(dtype: str) -> str:
-    return dtype.lower().replace("_", "-")
 
 
 def dtypes() -> Iterator[Case]:
@@ -88,10 +103,10 @@ def layouts() -> Iterator[Case]:
     for dtype in ("BF16", "F16", "F32", "F8_E4M3", "F8_E5M2"):
         size = {"BF16": 16, "F16": 16, "F32": 32}.get(dtype, 8)
         singles = [1 << i for i in range(size)] + [1 << (size - 1) | 1 << i for i in range(size - 1)]
-        tensors = [tensor_of(n, dtype, [*singles, *[0] * 3], [1, 2 * size + 2]) for n in ("some", "all")]
+        tensors = alike(dtype, [*singles, *[0] * 3], [1, 2 * size + 2])
         note = f"{dtype}: elements of a single bit, each with either sign: every bit has its place"
         yield accepted(f"e-1-single-bits-{shown(dtype)}", ["E-1"], tensors, twice(3), note)
-    lone = dict.fromkeys((0, 7, 8, 63, 64, 127, 200), 16256)
+    lone = dict.fromkeys((0, 7, 8, 63, 64, 127, 200), 0x3F80)
     t = tensor_of("all", "BF16", [lone.get(j, 0x3F00) for j in range(201)], [1, 201])
     note = "codes of 1 in few places of several groups: the bits of a group in their order"
     yield accepted("e-1-places-in-a-group", ["E-1"], [t], {"all": Split(1, "all")}, note)
@@ -119,7 +134,7 @@ def sizes() -> Iterator[Case]:
 
 def densities() -> Iterator[Case]:
     shape = [2, BLOCK]
-    nothing = [tensor_of(n, "BF16", [0] * 2 * BLOCK, shape) for n in ("some", "all")]
+    nothing = alike("BF16", [0] * 2 * BLOCK, shape)
     note = "all zero: with positions bitmap nothing is stored and the bases are 0; with all, zeros are"
     yield accepted("e-3-all-zero", ["E-3", "B-2"], nothing, twice(1), note)
     for density in (3, 50):
@@ -142,14 +157,14 @@ def patches() -> Iterator[Case]:
         elements = [0x3F80 | i % 2 << 15 for i in range(300)]
         for i in range(odd):
             elements[4 * i + 1] = (i % 90 + 1) << 7
-        tensors = [tensor_of(n, "BF16", elements, [3, 100]) for n in ("some", "all")]
+        tensors = alike("BF16", elements, [3, 100])
         note = f"{odd} patches in one block"
         yield accepted(f"e-8-{odd}-patches", ["E-8", "E-5", "B-7"], tensors, twice(1), note)
     elements = [0x3F80] * 2 * BLOCK
     for block in (0, BLOCK):
         for rank in (0, 255, 256, 257, 4094, 4095):
             elements[block + rank] = 0x0100 + rank % 256 * 128
-    tensors = [tensor_of(n, "BF16", elements, [2, BLOCK]) for n in ("some", "all")]
+    tensors = alike("BF16", elements, [2, BLOCK])
     note = "patches of the first and the last element of full blocks, and around rank 256"
     yield accepted("e-5-ranks-at-the-edges", ["E-5", "E-1"], tensors, twice(1), note)
     stored = {BLOCK + 3 * i: (0x3F80 if i % 5 else 0x0180) for i in range(40)} | {3 * BLOCK - 1: 0x7F00}
@@ -177,11 +192,11 @@ def special_values() -> Iterator[Case]:
     }
     for dtype, bits in special.items():
         elements = [0, *bits, 0, bits[0], 0]
-        tensors = [tensor_of(n, dtype, elements, [1, len(elements)]) for n in ("some", "all")]
+        tensors = alike(dtype, elements, [1, len(elements)])
         note = f"{dtype}: NaNs, infinities, subnormals, -0.0, the smallest and the largest normal numbers"
         yield accepted(f"b-1-split-specials-{shown(dtype)}", ["B-1", "E-1"], tensors, twice(2), note)
     minus = [0x8000, 0, 0x8000, 0x3F80, 0x8000, 0]
-    tensors = [tensor_of(n, "BF16", minus, [2, 3]) for n in ("some", "all")]
+    tensors = alike("BF16", minus, [2, 3])
     for where, low in [("in-the-window", 0), ("in-patches", 127)]:
         how: How = {n: Split(1, s.positions, 0, {0: low}) for n, s in twice(1).items()}
         note = f"negative zeros, their exponent 0 {where.replace('-', ' ')}"
@@ -198,14 +213,14 @@ def bases() -> Iterator[Case]:
         note = f"{dtype}, w = {w}: the lowest base and the highest patch; the highest, the lowest"
         yield accepted(f"e-3-edges-{shown(dtype)}", ["E-3", "E-6"], tensors, twice(w), note)
     around = [b << 7 for b in (99, 100, 103, 104, 100, 101, 102, 103, 0, 255)]
-    tensors = [tensor_of(n, "BF16", around, [1, 10]) for n in ("some", "all")]
+    tensors = alike("BF16", around, [1, 10])
     note = "exponents at both ends of the window, and just outside of it"
     yield accepted("e-6-edges-of-the-window", ["E-6", "E-1"], tensors, twice(2), note)
 
 
 def shapes() -> Iterator[Case]:
     for name, bits in [("zero", 0), ("stored", 0x3F80)]:
-        tensors = [tensor_of(n, "BF16", [bits], []) for n in ("some", "all")]
+        tensors = alike("BF16", [bits], [])
         note = f"0-d, {'a zero' if name == 'zero' else 'a stored'} element"
         yield accepted(f"b-2-split-0d-{name}", ["B-2"], tensors, twice(1), note)
     huge = [Tensor(n, "BF16", [MAX_INT, 0, MAX_INT], b"") for n in ("some", "all")]
@@ -216,7 +231,7 @@ def shapes() -> Iterator[Case]:
     t = floats("all", "BF16", [64, 8], 100, 908, kept=5)
     note = "the physical shape [8, 64] is not the logical shape [64, 8], although numel is the same"
     yield accepted("t-5-split-same-numel", ["T-5"], [t], {"all": Split(2, "all")}, note)
-    t = Tensor("all", "BF16", [512], floats("x", "BF16", [512], seed=909, kept=5).data)
+    t = floats("all", "BF16", [512], seed=909, kept=5)
     note = "the logical shape [512] has the elements of the physical one, [8, 64]"
     yield accepted("t-5-split-flat", ["T-5"], [t], {"all": Split(2, "all")}, note)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from corpus.build import BLOCK, FLOATS, Split, floats, scattered, tensor_of
-from corpus.case import Case
-from corpus.change import Change, entry
-from corpus.split_base import SMALL, Base, inside
+from corpus.case import Case, shown
+from corpus.change import entry
+from corpus.split_base import LOW, SMALL, Base, flipped, inside, patched
 
 
 def cases() -> Iterator[Case]:
@@ -16,38 +16,33 @@ def cases() -> Iterator[Case]:
 
 
 def stored_zeros() -> Iterator[Case]:
-    low = Base(tensor_of("w", "BF16", [0x0001, 0, 0x0080, 0x0101, 0x8001], [1, 5]), Split(1))
-    clear: Change = lambda s: s.flip_element("w", 0, 0)  # noqa: E731
     note = "the first stored element is a zero: residue 0, and the code 0 of a window from 0 on"
-    yield inside("b-10-split-code-0", ["B-10"], note, clear, low)
+    yield inside("b-10-split-code-0", ["B-10"], note, flipped(0, 0), LOW)
     # Stored element 1 has exponent 1 and no mantissa: its code has a single bit.
     note = "a stored element becomes a zero by its code"
-    width = low.sketch().entry("w")["mantissa"] + 1
-    yield inside("b-10-split-code-cleared", ["B-10"], note, lambda s: s.flip_element("w", 1, width), low)
+    yield inside("b-10-split-code-cleared", ["B-10"], note, flipped(1, LOW.entry("mantissa") + 1), LOW)
     sign = Base(tensor_of("w", "BF16", [0x8000, 0, 0x0080, 0x3F80], [2, 2]), Split(1))
     note = "a negative zero loses its sign"
-    last = sign.sketch().entry("w")["mantissa"]
-    yield inside("b-10-split-negative-zero", ["B-10"], note, lambda s: s.flip_element("w", 0, last), sign)
-    patched = Base(tensor_of("w", "F16", [0x3C00, 0x3C00, 0x0400, 0x3C00, 0, 0x4000], [2, 3]), Split(1))
+    yield inside("b-10-split-negative-zero", ["B-10"], note, flipped(0, sign.entry("mantissa")), sign)
+    small = Base(tensor_of("w", "F16", [0x3C00, 0x3C00, 0x0400, 0x3C00, 0, 0x4000], [2, 3]), Split(1))
     note = "a stored element is a zero by its patch of exponent 0"
-    yield inside("b-10-split-patch-0", ["B-10"], note, lambda s: s.patch("w", 0, exponent=0), patched)
+    yield inside("b-10-split-patch-0", ["B-10"], note, patched(0, exponent=0), small)
     for dtype in ("F8_E4M3", "F8_E5M2FNUZ", "F32"):
         most = FLOATS[dtype][1]
         t = tensor_of("w", dtype, [3 << most] * 30 + [0, 1 << most], [4, 8])
         base = Base(t, Split(1))
         note = f"the last stored element of {dtype} is a zero by its patch"
-        name = f"b-10-split-{dtype.lower().replace('_', '-')}"
-        yield inside(name, ["B-10"], note, lambda s: s.patch("w", 0, exponent=0), base)
-    second = dict.fromkeys(range(50), 16256) | {BLOCK + i: 0x0080 for i in range(50)}
-    base = Base(scattered("w", "BF16", [2, BLOCK], second), Split(1))
-    base = Base(base.tensor, Split(1, bases={1: 0}))
+        name = f"b-10-split-{shown(dtype)}"
+        yield inside(name, ["B-10"], note, patched(0, exponent=0), base)
+    second = dict.fromkeys(range(50), 0x3F80) | {BLOCK + i: 0x0080 for i in range(50)}
+    base = Base(scattered("w", "BF16", [2, BLOCK], second), Split(1, bases={1: 0}))
     note = "a zero element is stored in the second block"
-    yield inside("b-10-split-second-block", ["B-10"], note, lambda s: s.flip_element("w", 70, 1), base)
+    yield inside("b-10-split-second-block", ["B-10"], note, flipped(70, 1), base)
 
 
 def values_padding() -> Iterator[Case]:
     """Bits of elements that there are not, wherever they lie in a group."""
-    n = SMALL.sketch().entry("w")["nnz"]
+    n = SMALL.entry("nnz")
     assert 0 < n < 63
     for name, rank, bit, note in [
         ("byte-row-first", n, 0, "the byte of the first element that is not there"),
@@ -62,20 +57,17 @@ def values_padding() -> Iterator[Case]:
         ("last-group-byte", 511, 0, "the last byte of the rows of bytes in the last group"),
         ("last-bit", 511, 12, "the last bit of values"),
     ]:
-        change: Change = lambda s, r=rank, b=bit: s.flip_element("w", r, b)  # noqa: E731
-        yield inside(f"e-2-{name}", ["E-2"], f"not 0: {note}", change)
+        yield inside(f"e-2-{name}", ["E-2"], f"not 0: {note}", flipped(rank, bit))
     for n in (64, 448, 513):
         base = Base(floats("w", "F8_E4M3", [n, 1], 100, 940 + n, kept=0), Split(1, "all"))
         for bit in (0, 1):
             what = ("residue", "code")[bit]
             note = f"{n} elements, and the {what} of another one, in a row of bits"
-            change = lambda s, r=n, b=bit: s.flip_element("w", r, b)  # noqa: E731
-            yield inside(f"e-2-of-{n}-{what}", ["E-2"], note, change, base)
+            yield inside(f"e-2-of-{n}-{what}", ["E-2"], note, flipped(n, bit), base)
     base = Base(floats("w", "F32", [3, 9], 100, 941), Split(2, "all"))
     for bit in (0, 7, 8, 23, 24, 25):
         note = f"F32, residues of three bytes: bit {bit} of an element that is not there"
-        change = lambda s, b=bit: s.flip_element("w", 30, b)  # noqa: E731
-        yield inside(f"e-2-f32-bit-{bit}", ["E-2"], note, change, base)
+        yield inside(f"e-2-f32-bit-{bit}", ["E-2"], note, flipped(30, bit), base)
     more = Base(tensor_of("w", "BF16", [0x3F80] * 512 + [0] * 60, [4, 143]), Split(1))
     note = "nnz is a multiple of 512, and there is no padding: nnz one less"
     rules = ["B-7", "B-6", "B-5", "E-2"]
