@@ -56,7 +56,7 @@ static void shift(input *in, const endor_tensor *tensor, size_t size) {
     }
 }
 
-/* Where in a part its padding begins, about. */
+/* Where in a part its padding begins, or the last thing before that. */
 static size_t edge_of(const endor_tensor *tensor, const size_t sizes[5], uint64_t which) {
     const endor_encoding *e = &tensor->encoding;
     uint64_t group = 8 * (1 + e->kept + e->width), blocks = endor_blocks(tensor->numel);
@@ -65,7 +65,7 @@ static size_t edge_of(const endor_tensor *tensor, const size_t sizes[5], uint64_
     case 1: return (size_t)(tensor->numel / 8);
     case 2: return sizes[2] / rows_of(tensor) * (rows_of(tensor) - 1) + 8 * (size_t)blocks;
     case 3: return (size_t)blocks;
-    default: return (size_t)(3 * tensor->patches);
+    default: return tensor->patches ? (size_t)(3 * (tensor->patches - 1)) : 0;
     }
 }
 
