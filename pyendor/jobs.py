@@ -38,6 +38,22 @@ class _Stopped(Exception):  # noqa: N818
     """Another job has failed."""
 
 
+class _Reporter:
+    """What jobs on threads of this process report to, and are stopped through."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.stop = threading.Event()
+        self._turn = threading.Lock()
+        self._progress = progress
+
+    def __call__(self, done: int) -> None:
+        if self.stop.is_set():
+            raise _Stopped
+        if self._progress is not None and done:
+            with self._turn:
+                self._progress(done)
+
+
 class _Outcome(Generic[Value]):
     """What a job comes to: errors are handed over too, so that those of the executor can be told apart."""
 
@@ -90,15 +106,7 @@ def _run(
     executor: Executor,
     progress: Progress | None,
 ) -> None:
-    stop, turn = threading.Event(), threading.Lock()
-
-    def report(count: int) -> None:
-        if stop.is_set():
-            raise _Stopped
-        if progress is not None:
-            with turn:
-                progress(count)
-
+    report = _Reporter(progress)
     here = isinstance(executor, ThreadPoolExecutor)
     places: dict[Future[_Outcome[Value]], int] = {}
     pending: set[int] = set()
@@ -108,6 +116,8 @@ def _run(
         place = places[future]
         pending.discard(place)
         outcome = _outcome(future, work[place])
+        if isinstance(outcome.error, _Stopped):
+            return  # why will be told by the one that failed
         if outcome.error is not None:
             failures[place] = outcome.error
             raise outcome.error
@@ -122,7 +132,7 @@ def _run(
         for future in as_completed(places):
             take(future)
     except BaseException as error:
-        stop.set()
+        report.stop.set()
         running = [future for future in places if not future.cancel()]
         wait(running)
         # What others have finished meanwhile is not lost.
@@ -130,20 +140,19 @@ def _run(
             if places[future] in pending:
                 with suppress(Exception):
                     take(future)
-        told = [failures[place] for place in sorted(failures) if not isinstance(failures[place], _Stopped)]
-        if error in told and isinstance(error, Exception):
-            raise told[0] from None
+        if isinstance(error, Exception) and error in failures.values():
+            raise failures[min(failures)] from None
         raise
 
 
-def _submit(executor: Executor, job: Job[Value], report: Progress | None) -> Future[_Outcome[Value]]:
+def _submit(executor: Executor, job: Job[Value], report: _Reporter | None) -> Future[_Outcome[Value]]:
     try:
         return executor.submit(_call, job, report)
     except Exception as error:
         raise _given_up(job, error) from error
 
 
-def _call(job: Job[Value], report: Progress | None) -> _Outcome[Value]:
+def _call(job: Job[Value], report: _Reporter | None) -> _Outcome[Value]:
     """Runs a job where the executor does it."""
     reported = 0
 
@@ -152,8 +161,12 @@ def _call(job: Job[Value], report: Progress | None) -> _Outcome[Value]:
         reported += done
 
     try:
+        if report is not None:
+            report(0)
         return _Outcome(job.run(report or count), None, reported)
     except BaseException as error:
+        if report is not None:
+            report.stop.set()  # at once: this thread may be given the next job
         return _Outcome(None, error, reported)
 
 
