@@ -138,7 +138,8 @@ def open_workspace(
         target = target.resolve()  # a link stays a link: what it points to is replaced
     target = target.absolute()
     root, lock = _enter(target)
-    space = Workspace(root, key)
+    # Without a lock the next run has a root of its own, and would not find what is kept.
+    space = Workspace(root, key if lock is not None else None)
     try:
         _restore(root, target)
         _check_target(target, force)

@@ -18,7 +18,7 @@ from test_cli import endor
 from test_jobs import make_checkpoint
 
 import pyendor
-from pyendor import atomic, convert, workspace
+from pyendor import atomic, convert, locks, workspace
 from pyendor.errors import EndorError, FormatError, UsageError
 
 SHARDS = 3
@@ -336,6 +336,17 @@ def test_read_only_destination(model: Path, small_disk: Path) -> None:
         assert run.returncode == 2
         assert "cannot be written to" in run.stderr
     assert beside(small_disk / "x") == set()
+
+
+def test_file_systems_without_locks(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "take", lambda *_: False)
+    with pytest.raises(Cut) as caught:
+        convert.compress(model, tmp_path / "x", jobs=1, progress=at(6, cut))
+    assert not hasattr(caught.value, "__notes__")
+    assert beside(model) == {"model"}
+    convert.compress(model, tmp_path / "x")
+    convert.compress(shard(model, 1), tmp_path / "y")
+    assert beside(model) == {"model", "x", "y"}
 
 
 def test_things_in_the_way(model: Path, tmp_path: Path) -> None:
