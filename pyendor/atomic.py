@@ -1,54 +1,56 @@
-"""Writing that is all or nothing: files and directories appear complete under their name, or not at all.
+"""Writing that is all or nothing: a file appears complete under its name, or not at all.
 
 What is being written lies beside the destination under a name of its own, is flushed to disk, and is then
 renamed. On any error or interrupt it is removed and the destination is as it was before.
+:mod:`pyendor.workspace` does the same for directories.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
+import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
+from pyendor import locks
 from pyendor.errors import UsageError, quote
 
 SUFFIX = ".endor-tmp"
 
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
-
-NewDirectory: TypeAlias = contextlib.AbstractContextManager[Path]
-
 
 @contextlib.contextmanager
-def new_file(path: str | os.PathLike[str], *, force: bool, mode: int = 0o666) -> Iterator[BinaryIO]:
+def new_file(
+    path: str | os.PathLike[str], *, force: bool, mode: int = 0o666, alone: bool = False
+) -> Iterator[BinaryIO]:
     """A binary file that becomes ``path`` when the block ends without an error.
 
     Args:
         path: where; its directory has to exist.
         force: whether an existing file may be replaced; it keeps its mode.
         mode: the most that others may do with a new file; the umask may forbid more.
+        alone: refuse to write what another process is writing in this way. What such a process leaves when
+            it is killed, the next one removes.
 
     Raises:
-        UsageError: ``path`` exists and ``force`` is False, or it is no regular file.
+        UsageError: ``path`` exists and ``force`` is False, or it is no regular file; another process is
+            writing it.
     """
-    target = _in_existing_directory(path)
+    target = in_existing_directory(path)
     if os.path.lexists(target):
         if not target.is_file():
             raise UsageError(f"{quote(str(target))} exists and is not a file")
         if not force:
             raise UsageError(f"{quote(str(target))} exists; --force (force=True) replaces it")
         target = target.resolve()  # a link stays a link: what it points to is replaced
-    # The name is known before the file is there: whenever an interrupt comes, it is removed.
-    temporary = _beside(target)
+    temporary, lock = _locked(target, mode) if alone else (beside(target), None)
     try:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with open(descriptor, "w+b") as file:
+        # The name is known before the file is there: whenever an interrupt comes, it is removed.
+        with open(_create(temporary, mode) if lock is None else os.dup(lock), "w+b") as file:
             yield file
             file.flush()
             if target.exists():
@@ -60,43 +62,43 @@ def new_file(path: str | os.PathLike[str], *, force: bool, mode: int = 0o666) ->
         if isinstance(error, OSError) and error.filename in {None, str(temporary), temporary}:
             error.filename = str(target)  # a full disk, for instance, names no file
         raise
-    _sync_directory(target.parent)
+    finally:
+        if lock is not None:
+            locks.release(lock)
+    sync_directory(target.parent)
 
 
-@contextlib.contextmanager
-def new_directory(path: str | os.PathLike[str], *, force: bool, mode: int = 0o777) -> Iterator[Path]:
-    """A directory that becomes ``path`` when the block ends without an error.
+def _create(path: Path, mode: int) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
 
-    An empty directory at ``path`` is replaced without ``force``. Arguments are those of :func:`new_file`.
 
-    Raises:
-        UsageError: ``path`` exists and ``force`` is False, or it cannot be replaced.
+def _locked(target: Path, mode: int) -> tuple[Path, int | None]:
+    """A new file under the name that follows from a target's, and its descriptor, locked.
+
+    The descriptor is None, and the name new, on file systems without locks.
     """
-    target = _in_existing_directory(path)
-    exists = os.path.lexists(target)
-    if exists:
-        if not target.is_dir():
-            raise UsageError(f"{quote(str(target))} exists and is not a directory")
-        if not force and any(target.iterdir()):
-            raise UsageError(f"{quote(str(target))} exists; --force (force=True) replaces it")
-        target = target.resolve()
-        if target == Path.cwd():
-            raise UsageError("the current directory cannot be replaced; name one inside or beside it")
-        if os.path.ismount(target):
-            raise UsageError(f"{quote(str(target))} is a mount point; name a directory inside it")
-    temporary = _beside(target)
-    try:
-        temporary.mkdir(mode)
-        yield temporary
-        if exists and target.exists():
-            temporary.chmod(target.stat().st_mode & 0o7777)
-        for directory, _, _ in os.walk(temporary, topdown=False):
-            _sync_directory(Path(directory))
-        _swap(temporary, target, replace=force)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _sync_directory(target.parent)
+    path = hidden(target, SUFFIX)
+    while True:
+        try:
+            descriptor, new = _create(path, mode), True
+        except FileExistsError:
+            try:
+                if not stat.S_ISREG(os.lstat(path).st_mode):
+                    raise UsageError(f"{quote(str(path))} is in the way: remove it") from None
+                descriptor, new = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW), False
+            except FileNotFoundError:
+                continue  # whose it was has finished
+        if not locks.take(descriptor, path, target):
+            if new:
+                path.unlink()
+            os.close(descriptor)
+            return beside(target), None
+        if new and locks.is_at(descriptor, path):
+            return path, descriptor
+        # Left by a process that was killed. Not written to: somebody may have opened it.
+        if locks.is_at(descriptor, path):
+            path.unlink()
+        locks.release(descriptor)
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -106,7 +108,12 @@ def copy_file(source: Path, target: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _in_existing_directory(path: str | os.PathLike[str]) -> Path:
+def in_existing_directory(path: str | os.PathLike[str]) -> Path:
+    """A destination as a path, once it is clear that it can be made.
+
+    Raises:
+        UsageError: it cannot.
+    """
     if not os.fspath(path):
         raise UsageError("the name of the destination is empty")
     target = Path(path)
@@ -117,41 +124,15 @@ def _in_existing_directory(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _swap(temporary: Path, target: Path, *, replace: bool) -> None:
-    """Puts a directory in the place of another one; without ``replace``, only of an empty one or of none."""
-    if not replace or not target.exists():
-        try:
-            os.rename(temporary, target)
-        except OSError as error:
-            if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
-                raise UsageError(f"{quote(str(target))} was made by somebody else meanwhile") from None
-            raise
-        return
-    if _exchange(temporary, target):
-        aside = temporary
-    else:
-        aside = _beside(target)
-        os.rename(target, aside)
-        try:
-            os.rename(temporary, target)
-        except BaseException:
-            os.rename(aside, target)
-            raise
-    shutil.rmtree(aside, ignore_errors=True)
+def hidden(target: Path, suffix: str) -> Path:
+    """The name in the same directory that what becomes the target has until then."""
+    name = target.name
+    if len(os.fsencode(name)) > 200:  # no name has more than 255 bytes
+        name = f"{name[:40]}.{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return target.with_name(f".{name}{suffix}")
 
 
-def _exchange(left: Path, right: Path) -> bool:
-    """Exchanges two directories in one step, where the system can: at no time is either missing."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    here = ctypes.c_int(_AT_FDCWD)
-    done = renameat2(here, os.fsencode(left), here, os.fsencode(right), _RENAME_EXCHANGE)
-    return bool(done == 0)
-
-
-def _beside(target: Path) -> Path:
+def beside(target: Path) -> Path:
     """A name in the same directory that nothing has yet."""
     return target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}{SUFFIX}")
 
@@ -173,7 +154,8 @@ def _rename(source: Path, target: Path, *, replace: bool) -> None:
     source.unlink()
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Flushes the names in a directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

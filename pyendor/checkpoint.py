@@ -127,6 +127,12 @@ def open_all(path: Path) -> Iterator[File]:
             yield opened
 
 
+def dense_nbytes(opened: File) -> int:
+    """Dense bytes of all tensors of a file; those of unsupported ones as they are stored."""
+    tensors = opened.layout.tensors.values()
+    return sum(tensor.stored_nbytes if tensor.unsupported else tensor.nbytes for tensor in tensors)
+
+
 def endor_name(name: str) -> str:
     """The Endor name of a dense weights file or index."""
     stem = _stem(name)

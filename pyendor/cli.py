@@ -39,6 +39,7 @@ from pyendor.errors import (
     UsageError,
     quote,
 )
+from pyendor.jobs import dask as run_on
 from pyendor.metadata import VERSION
 
 P = ParamSpec("P")
@@ -87,6 +88,24 @@ Destination = Annotated[str, typer.Argument(metavar="DST", help="The file or dir
 Input = Annotated[Path, typer.Argument(metavar="PATH", help="A file or a checkpoint directory.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        "-j",
+        min=1,
+        show_default="one for each processor, at most 4",
+        help="How many files of a directory to work on at a time. Each may take three times the memory of "
+        "its largest tensor.",
+    ),
+]
+Dask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Let the workers of a Dask cluster do the work; all paths have to be the same files there.",
+    ),
+]
 Backend = Annotated[
     str | None, typer.Option(help="The codec to use.", envvar="PYENDOR_BACKEND", show_envvar=True)
 ]
@@ -105,7 +124,11 @@ def _reported(command: Callable[P, None]) -> Callable[P, None]:
                 display.print_json({"error": display.error_members(error)})
             else:
                 display.err().print("[bold red]endor:[/]", Text(display.message(error)))
+                display.print_notes(error)
             raise typer.Exit(USAGE if isinstance(error, usage) else INPUT_FAULT) from None
+        except (KeyboardInterrupt, SystemExit) as error:
+            display.print_notes(error)
+            raise
 
     return run
 
@@ -126,14 +149,17 @@ def compress(
     min_saving: Annotated[
         float, typer.Option(help="Encode a tensor only where it saves so many percent.", max=100.0)
     ] = 5.0,
+    jobs: Jobs = None,
+    dask: Dask = None,
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
     """Write a dense model as Endor.
 
-    The result holds every tensor bit for bit. SRC is only read.
+    The result holds every tensor bit for bit. SRC is only read. If this is cut short, the same command
+    goes on from there.
     """
-    with _progress("compressing", source) as progress:
+    with run_on(dask) as executor, _progress("compressing", source) as progress:
         done = convert.compress(
             source,
             _destination(source, destination),
@@ -141,6 +167,8 @@ def compress(
             values=values,
             min_saving=min_saving / 100,
             backend=backend,
+            jobs=jobs,
+            executor=executor,
             progress=progress,
         )
     display.print_conversion(done, as_json)
@@ -154,16 +182,25 @@ def decompress(
     source: Source,
     destination: Destination,
     force: Force = False,
+    jobs: Jobs = None,
+    dask: Dask = None,
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
     """Restore the dense model from Endor, bit for bit.
 
-    All rules and digests are checked on the way. SRC is only read.
+    All rules and digests are checked on the way. SRC is only read. If this is cut short, the same
+    command goes on from there.
     """
-    with _progress("decompressing", source) as progress:
+    with run_on(dask) as executor, _progress("decompressing", source) as progress:
         done = convert.decompress(
-            source, _destination(source, destination), force=force, backend=backend, progress=progress
+            source,
+            _destination(source, destination),
+            force=force,
+            backend=backend,
+            jobs=jobs,
+            executor=executor,
+            progress=progress,
         )
     display.print_conversion(done, as_json)
 
@@ -212,12 +249,22 @@ def verify_command(
     sums: Annotated[
         bool, typer.Option("--sums", help="Print the SHA-256 of every tensor's dense bytes.")
     ] = False,
+    jobs: Jobs = None,
+    dask: Dask = None,
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
     """Check every rule of the format and every digest, and name all that is wrong."""
-    with _progress("verifying", path) as progress:
-        checked = verify.verify(path, check_digests=digests, sums=sums, backend=backend, progress=progress)
+    with run_on(dask) as executor, _progress("verifying", path) as progress:
+        checked = verify.verify(
+            path,
+            check_digests=digests,
+            sums=sums,
+            backend=backend,
+            jobs=jobs,
+            executor=executor,
+            progress=progress,
+        )
     problems = checked.problems
     compared = against is not None and not problems
     if against is not None and compared:
@@ -317,11 +364,7 @@ def _progress(what: str, path: Path) -> Iterator[Callable[[int], None]]:
     if not console.is_terminal:
         yield lambda done: None
         return
-    total = sum(
-        tensor.nbytes if tensor.unsupported is None else tensor.stored_nbytes
-        for opened in checkpoint.open_all(path)
-        for tensor in opened.layout.tensors.values()
-    )
+    total = sum(checkpoint.dense_nbytes(opened) for opened in checkpoint.open_all(path))
     columns = (
         TextColumn(what),
         BarColumn(),

@@ -1,21 +1,22 @@
 """Dense to Endor and back: single files and checkpoint directories (spec 11).
 
-One tensor at a time is in memory. The destination appears complete or not at all; the source is only read.
+The weights files are converted by :mod:`pyendor.shards`; here they are given their index, their config and
+what else belongs to the model. The destination appears complete or not at all; the source is only read.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pyendor import atomic, checkpoint, file, metadata, writer
+from pyendor import atomic, checkpoint, file, metadata, shards
 from pyendor.checkpoint import CONFIG, DENSE_CONFIG, Checkpoint
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UsageError, quote
-from pyendor.file import File
+from pyendor.shards import Compression, Decompression, Shards
 from pyendor.writer import Progress
 
 
@@ -41,10 +42,6 @@ class Conversion:
     notes: tuple[str, ...] = ()
 
 
-# Writes what an opened file becomes to a path.
-Converter = Callable[[File, Path], None]
-
-
 def compress(
     source: Path,
     destination: Path,
@@ -53,9 +50,14 @@ def compress(
     values: Values = "auto",
     min_saving: float | None = MIN_SAVING,
     backend: str | None = None,
+    jobs: int | None = None,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Writes a dense file or checkpoint directory as Endor.
+
+    The files of a directory are converted in parallel. What comes out does not depend on how. If this is
+    cut short, those that are finished are kept beside the destination, for the same call to go on from.
 
     Args:
         source: a safetensors file, or a directory in the layout of Hugging Face libraries.
@@ -64,36 +66,29 @@ def compress(
         values: what to choose from for each tensor; ``raw`` for readers of version 1.0.
         min_saving: encode a tensor only where that saves this share of its size.
         backend: the codec to use.
-        progress: called with the dense bytes of every tensor written.
+        jobs: how many files at a time, each on a thread; None: one for each processor, at most 4. Each
+            takes up to three times the memory of its largest tensor.
+        executor: runs them instead; where its workers are, all paths have to be the same files.
+        progress: called with the dense bytes of every tensor written, one call at a time, on any thread.
 
     Raises:
         FormatError: the source breaks a rule.
-        UsageError: the source is Endor already; the destination exists, or lies in the source.
-        OSError: reading or writing failed. The destination is then as it was before.
+        UsageError: the source is Endor already, or changes meanwhile; the destination exists, or lies in
+            the source, or is being written by another process.
+        OSError: reading or writing failed, or the executor gave up. The destination is then as it was before.
     """
-
-    def convert(opened: File, target: Path) -> None:
-        if opened.layout.version is not None:
-            raise UsageError(f"{quote(str(opened.path))} is an Endor file already")
-        with atomic.new_file(target, force=force, mode=mode_of(opened.path)) as stream:
-            writer.write(
-                stream,
-                opened.sources(),
-                opened.layout.metadata,
-                values=values,
-                min_saving=min_saving,
-                backend=backend,
-                progress=progress,
-            )
-
+    way = Compression(values, min_saving)
     if not source.is_dir():
-        return convert_file(source, destination, convert)
+        totals = shards.convert_file(source, destination, way, force, backend, progress)
+        return Conversion(source, destination, *totals)
     found = checkpoint.scan(source)
     if found.is_endor:
         raise UsageError(f"{quote(str(source))} is an Endor checkpoint already")
     _check_compressible(found)
-    with beside(source, destination, force=force) as root:
-        totals = convert_weights(found, root, checkpoint.endor_name, convert)
+    work = Shards.of(found, way, checkpoint.endor_name, backend, jobs, executor, progress)
+    with work.space(destination, force=force) as space:
+        totals = work.run(space)
+        root = space.files
         for index in found.indices:
             atomic.copy_file(source / index, root / checkpoint.original_index(index))
             names = set(checkpoint.read_index(source / index).values())
@@ -103,7 +98,7 @@ def compress(
             write_text(root / CONFIG, checkpoint.config_text(config), source / CONFIG)
             atomic.copy_file(source / CONFIG, root / DENSE_CONFIG)
         carry(found, root, except_for={CONFIG})
-        checkpoint.scan(root)
+        work.check(space)
     return Conversion(source, destination, *totals, found.left_out)
 
 
@@ -113,100 +108,32 @@ def decompress(
     *,
     force: bool = False,
     backend: str | None = None,
+    jobs: int | None = None,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Restores the dense file or checkpoint directory from Endor, bit for bit.
 
     Arguments and errors are those of :func:`compress`; digests are checked.
     """
-
-    def convert(opened: File, target: Path) -> None:
-        if opened.layout.version is None:
-            raise UsageError(f"{quote(str(opened.path))} is not an Endor file: nothing to decompress")
-        with atomic.new_file(target, force=force, mode=mode_of(opened.path)) as stream:
-            writer.write_dense(
-                stream,
-                opened.sources(verify=True, backend=backend),
-                opened.layout.metadata,
-                progress=progress,
-            )
-
+    way = Decompression()
     if not source.is_dir():
-        return convert_file(source, destination, convert)
+        totals = shards.convert_file(source, destination, way, force, backend, progress)
+        return Conversion(source, destination, *totals)
     found = checkpoint.scan(source)
     if not found.is_endor:
         raise UsageError(f"{quote(str(source))} has dense weights: nothing to decompress")
-    with beside(source, destination, force=force) as root:
-        totals = convert_weights(found, root, checkpoint.dense_name, convert)
+    work = Shards.of(found, way, checkpoint.dense_name, backend, jobs, executor, progress)
+    with work.space(destination, force=force) as space:
+        totals = work.run(space)
+        root = space.files
         for index in found.indices:
             _restore_index(found, index, root)
         notes = _restore_config(found, root)
         originals = {str(path) for path in found.carried if checkpoint.is_kept_original(str(path))}
         carry(found, root, except_for={CONFIG, *originals})
-        checkpoint.scan(root)
+        work.check(space)
     return Conversion(source, destination, *totals, found.left_out, notes)
-
-
-# Of a file or several: bytes of the source and of the result, logical tensors, encoded ones.
-Totals = tuple[int, int, int, int]
-
-
-def convert_file(source: Path, destination: Path, convert: Converter) -> Conversion:
-    """Converts a single file to another one."""
-    if destination.is_dir():
-        raise UsageError(f"{quote(str(destination))} is a directory, the source is a file: name a file")
-    if destination.exists() and source.exists() and destination.samefile(source):
-        raise UsageError("source and destination are the same file")
-    return Conversion(source, destination, *_convert_one(source, destination, convert))
-
-
-def convert_weights(
-    found: Checkpoint, root: Path, rename: Callable[[str], str], convert: Converter
-) -> Totals:
-    """Converts all weights files of a checkpoint to files in ``root``, under new names."""
-    totals = (0, 0, 0, 0)
-    for name in found.weights:
-        one = _convert_one(found.root / name, root / rename(name), convert)
-        totals = tuple(map(sum, zip(totals, one, strict=True)))  # type: ignore[assignment]
-    return totals
-
-
-def _convert_one(source: Path, target: Path, convert: Converter) -> Totals:
-    with file.open_file(source) as opened:
-        convert(opened, target)
-        before = opened
-    with file.open_file(target) as after:
-        endor = after if after.layout.version is not None else before
-        encoded = sum(tensor.meta is not None for tensor in endor.layout.tensors.values())
-        sizes = (before.layout.header.file_length, after.layout.header.file_length)
-        return *sizes, len(endor.layout.tensors), encoded
-
-
-def beside(source: Path, destination: Path, *, force: bool) -> atomic.NewDirectory:
-    """The new destination of a conversion that must not touch its source."""
-    inside, outside = source.resolve(), destination.resolve()
-    if inside == outside or inside in outside.parents:
-        raise UsageError("the destination lies in the source; name a directory beside it")
-    if outside in inside.parents:
-        raise UsageError("the source lies in the destination; name a directory beside it")
-    if destination.is_dir() and not _replaceable(destination):
-        raise UsageError(
-            f"{quote(str(destination))} exists and is no plain model directory: "
-            "remove it yourself, or name another"
-        )
-    return atomic.new_directory(destination, force=force, mode=source.stat().st_mode & 0o777)
-
-
-def _replaceable(directory: Path) -> bool:
-    """Whether a directory is empty, or holds a model and no version control: nothing else is ever removed."""
-    names = set(os.listdir(directory))
-    if not names or names & set(checkpoint.NOT_OURS):
-        return not names
-    try:
-        checkpoint.listing(directory)
-    except UsageError:
-        return False
-    return True
 
 
 def _version(found: Checkpoint, root: Path) -> str:
@@ -293,10 +220,5 @@ def carry(found: Checkpoint, root: Path, *, except_for: set[str]) -> None:
 
 def write_text(path: Path, text: str, like: Path) -> None:
     """Writes a new text file with the mode of another one, flushed to disk."""
-    with atomic.new_file(path, force=False, mode=mode_of(like)) as stream:
+    with atomic.new_file(path, force=False, mode=shards.mode_of(like)) as stream:
         stream.write(text.encode())
-
-
-def mode_of(path: str | os.PathLike[str] | None) -> int:
-    """What a copy of a file may allow at most: nothing becomes readable that was not."""
-    return os.stat(path).st_mode & 0o666 if path is not None else 0o666

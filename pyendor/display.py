@@ -49,11 +49,24 @@ def message(error: Exception) -> str:
     return str(error)
 
 
+def print_notes(error: BaseException) -> None:
+    """Prints what else is to be known of an error."""
+    for note in notes(error):
+        err().print(Text(f"endor: {note}"))
+
+
+def notes(error: BaseException) -> list[str]:
+    """What was noted of an error, what it left behind for instance."""
+    return list(getattr(error, "__notes__", []))
+
+
 def error_members(error: Exception) -> dict[str, Any]:
     """An error as JSON values."""
     members: dict[str, Any] = {"type": type(error).__name__, "message": message(error)}
     if isinstance(error, FormatError):
         members |= {key: getattr(error, key) for key in ("rule", "tensor", "offset", "path")}
+    if notes(error):
+        members["notes"] = notes(error)
     return members
 
 

@@ -16,7 +16,7 @@ from pyendor.container import Entry
 from pyendor.encoded import DIGEST, EncodedTensor
 from pyendor.errors import FormatError, UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes, Layout
-from pyendor.storage import LARGE, FileStorage, MemoryStorage, Scratch, Storage
+from pyendor.storage import LARGE, Desk, FileStorage, MemoryStorage, Scratch, Storage
 from pyendor.writer import TensorSource
 
 # Headers that are remembered, and how long one may be: loaders open a file for every tensor, or part of one.
@@ -83,7 +83,7 @@ class File:
             UsageError: the tensor is plain, or there is none of that name.
             UnsupportedError: it has an encoding that this build does not know.
         """
-        return self._encoded(self._require_encoded(name), None)
+        return self.read_encoded(self._require_encoded(name), None)
 
     def get_bytes(self, name: str, *, verify: bool = False, backend: str | None = None) -> Bytes:
         """The dense bytes of a tensor, ``uint8 [nbytes]``, row-major, little-endian.
@@ -178,13 +178,13 @@ class File:
         tensor.require_supported()
         if tensor.meta is None:
             return self._read(tensor.parts["values"])
-        encoded = self._encoded(tensor, scratch)
+        encoded = self.read_encoded(tensor, scratch)
         if verify:
             encoded.check_digest()
         return encoded.decode(backend=backend)
 
-    def _encoded(self, tensor: layout.Tensor, scratch: Scratch | None) -> EncodedTensor:
-        """Parts in memory of their own, or in scratch memory."""
+    def read_encoded(self, tensor: layout.Tensor, scratch: Scratch | None) -> EncodedTensor:
+        """An encoded tensor, in memory of its own, or in scratch memory."""
         assert tensor.meta is not None
         entries = tensor.parts.values()
         memory = scratch.take([part.nbytes for part in entries]) if scratch else [None] * len(entries)
@@ -213,17 +213,36 @@ class File:
         if tensor.meta is None:
             part = tensor.parts["values"]
             return TensorSource(
-                tensor.name, tensor.dtype, tensor.shape, part.nbytes, lambda: self._read(part)
+                tensor.name,
+                tensor.dtype,
+                tensor.shape,
+                part.nbytes,
+                lambda: self._read(part),
+                read_at=lambda desk: self.read_plain(tensor, desk.dense),
             )
         tensor.require_supported()
         known = tensor.meta.digest_algorithm == DIGEST
+
+        def read_at(desk: Desk) -> Bytes:
+            encoded = self.read_encoded(tensor, desk.parts)
+            if verify and known:
+                encoded.check_digest()
+            return encoded.decode(*desk.dense.take([tensor.nbytes]), backend=backend)
+
         return TensorSource(
             tensor.name,
             tensor.dtype,
             tensor.shape,
             tensor.nbytes,
             lambda: self.get_bytes(tensor.name, verify=verify and known, backend=backend),
+            read_at=read_at,
+            stored=tensor.stored_nbytes,
         )
+
+    def read_plain(self, tensor: layout.Tensor, scratch: Scratch) -> Bytes:
+        """The bytes of a plain tensor, of whatever dtype, in scratch memory."""
+        part = tensor.parts["values"]
+        return self._storage.read(part.start, part.stop, *scratch.take([part.nbytes]))
 
     def _read(self, part: Entry) -> Bytes:
         return self._storage.read(part.start, part.stop)

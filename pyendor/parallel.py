@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -47,6 +47,27 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         for future in futures:
             future.cancel()
         wait(futures)
+
+
+def ahead(work: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Result]:
+    """The results of all items, in their order, the next one being worked on while the caller uses one.
+
+    It is begun when the caller asks for the one before: whatever a result holds, there are two of them.
+    """
+    if len(items) < 2:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(1, "pyendor-ahead") as pool:
+        following = pool.submit(work, items[0])
+        try:
+            for item in items[1:]:
+                result = following.result()
+                following = pool.submit(work, item)
+                yield result
+                del result
+            yield following.result()
+        finally:
+            following.cancel()
 
 
 def _here_done(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

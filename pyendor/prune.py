@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pyendor import atomic, checkpoint, convert, dtypes, writer
+from pyendor import atomic, checkpoint, convert, dtypes, shards, writer
 from pyendor.checkpoint import CONFIG
 from pyendor.dtypes import DType
 from pyendor.errors import UsageError, quote
@@ -111,17 +111,19 @@ def prune(
 
     def write(opened: File, target: Path) -> None:
         sources = [_pruned(tensor, options, outcome) for tensor in opened.sources()]
-        mode = convert.mode_of(opened.path)
-        with atomic.new_file(target, force=force, mode=mode) as stream:
+        mode = shards.mode_of(opened.path)
+        with atomic.new_file(target, force=force, mode=mode, alone=not source.is_dir()) as stream:
             writer.write_dense(stream, sources, opened.layout.header.metadata, progress=progress)
 
     if not source.is_dir():
-        convert.convert_file(source, destination, write)
+        shards.check_file(source, destination)
+        shards.convert_one(source, destination, write)
         return outcome
     found = checkpoint.scan(source)
     outcome.left_out = found.left_out
-    with convert.beside(source, destination, force=force) as root:
-        convert.convert_weights(found, root, str, write)
+    with shards.beside(source, destination, force=force) as space:
+        root = space.files
+        shards.convert_weights(found, root, str, write)
         for index in found.indices:
             names = set(checkpoint.read_index(source / index).values())
             members = checkpoint.read_config(source / index).get("metadata")

@@ -14,6 +14,7 @@ import stat
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -29,15 +30,38 @@ LARGE = 32 << 20
 class Scratch:
     """Memory for the parts of one tensor after the other: used again, it need not be mapped again."""
 
-    def __init__(self) -> None:
-        self._memory = layout.allocate(0)
+    def __init__(self, capacity: int = 0) -> None:
+        self._memory = layout.allocate(capacity)
 
     def take(self, sizes: Sequence[int]) -> list[Bytes]:
-        """Pieces of these sizes, which are multiples of 64; those that were taken before are gone."""
+        """Pieces of these sizes, all but the last multiples of 64; those that were taken before are gone."""
         edges = [0, *itertools.accumulate(sizes)]
         if self._memory.size < edges[-1]:
             self._memory = layout.allocate(edges[-1])
         return [self._memory[low:high] for low, high in itertools.pairwise(edges)]
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Memory to read one tensor after the other with.
+
+    Attributes:
+        dense: for the dense data, which the reader hands out.
+        parts: for what that is decoded from.
+    """
+
+    dense: Scratch
+    parts: Scratch
+
+    @staticmethod
+    def pair(dense: int, parts: int) -> tuple[Desk, Desk]:
+        """Two to use in turn, for sizes up to these: what one holds is used while the other is filled.
+
+        Only one is filled at a time, so they have the memory for parts in common. Memory that is not
+        used is not there.
+        """
+        common = Scratch(parts)
+        return Desk(Scratch(dense), common), Desk(Scratch(dense), common)
 
 
 class Storage(Protocol):

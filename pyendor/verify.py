@@ -6,16 +6,22 @@ Unlike reading, this does not stop at the first fault: everything that is wrong 
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack
+import itertools
+from collections.abc import Generator
+from concurrent.futures import Executor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from pyendor import checkpoint, file
-from pyendor.errors import FormatError, UnsupportedError, printable
+from pyendor import checkpoint, file, parallel
+from pyendor.encoded import EncodedTensor
+from pyendor.errors import FormatError, UnsupportedError, printable, quote
 from pyendor.file import File
-from pyendor.layout import Tensor
+from pyendor.jobs import run as run_jobs
+from pyendor.layout import Bytes, Tensor
+from pyendor.storage import Desk
 from pyendor.writer import Progress
 
 
@@ -66,6 +72,15 @@ class Verification:
     problems: list[Problem] = field(default_factory=list)
     sums: list[Sum] = field(default_factory=list)
 
+    def add(self, other: Verification) -> None:
+        """Adds what was found elsewhere."""
+        self.files += other.files
+        self.tensors += other.tensors
+        self.encoded += other.encoded
+        self.digests += other.digests
+        self.problems += other.problems
+        self.sums += other.sums
+
 
 def verify(
     path: Path,
@@ -73,20 +88,22 @@ def verify(
     check_digests: bool = True,
     sums: bool = False,
     backend: str | None = None,
+    jobs: int | None = None,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Checks a file or a checkpoint directory.
+    """Checks a file or a checkpoint directory, its files in parallel.
 
     Args:
         path: Endor or plain safetensors.
         check_digests: also check D-2; a digest that this build cannot check is then a problem (D-4).
         sums: also compute the SHA-256 of every tensor's dense bytes.
         backend: the codec to use.
-        progress: called with the dense bytes of every tensor checked.
+        jobs, executor, progress: as in :func:`pyendor.convert.compress`.
 
     Raises:
         UsageError: there are no weights at ``path``.
-        OSError: it cannot be read.
+        OSError: it cannot be read, or the executor gave up.
     """
     result = Verification()
     if path.is_dir():
@@ -95,28 +112,87 @@ def verify(
         result.problems += [_problem(error, path) for error in checkpoint.faults(found)]
     else:
         names = [path]
-    for name in names:
-        result.files += 1
+    names = [name.absolute() for name in names] if executor is not None else names
+    work = [_Check(name, check_digests, sums, backend) for name in names]
+    parts: dict[int, Verification] = {}
+    run_jobs(work, parts.__setitem__, jobs=jobs, executor=executor, progress=progress)
+    for place in range(len(work)):
+        result.add(parts[place])
+    return result
+
+
+@dataclass(frozen=True)
+class _Check:
+    """The job of checking one file; the fields are the arguments of :func:`verify`."""
+
+    path: Path
+    check_digests: bool
+    sums: bool
+    backend: str | None
+
+    def __str__(self) -> str:
+        return quote(str(self.path))
+
+    def run(self, progress: Progress) -> Verification:
+        """Checks the file."""
+        result = Verification(files=1)
         try:
-            opened = file.open_file(name)
+            opened = file.open_file(self.path)
         except (FormatError, UnsupportedError) as error:
-            result.problems.append(_problem(error, name))
-            continue
-        with opened:
-            for tensor in opened.layout.tensors.values():
+            result.problems.append(_problem(error, self.path))
+            return result
+        tensors = opened.layout.tensors.values()
+        with opened, closing(_read_all(opened)) as contents:
+            for tensor in tensors:
+                result.tensors += 1
+                result.encoded += tensor.meta is not None
                 if tensor.unsupported is not None:
-                    result.tensors += 1
-                    result.encoded += tensor.meta is not None
                     lacks = f"it has {tensor.unsupported}, which this build does not know"
-                    result.problems.append(Problem("unsupported", lacks, str(name), tensor=tensor.name))
+                    problem = Problem("unsupported", lacks, str(self.path), tensor=tensor.name)
+                    result.problems.append(problem)
                     continue
                 try:
-                    _check(opened, tensor, result, check_digests, sums, backend)
+                    self._check(tensor, next(contents), result)
                 except (FormatError, UnsupportedError) as error:
-                    result.problems.append(_problem(error, name, tensor.name))
-                if progress is not None:
-                    progress(tensor.nbytes)
-    return result
+                    result.problems.append(_problem(error, self.path, tensor.name))
+                progress(tensor.nbytes)
+        return result
+
+    def _check(self, tensor: Tensor, content: _Content, result: Verification) -> None:
+        """Checks what was read; decodes it where that is of use."""
+        if isinstance(content, Exception):
+            raise content
+        encoded = content if isinstance(content, EncodedTensor) else None
+        if self.sums:
+            data = content.decode(backend=self.backend) if isinstance(content, EncodedTensor) else content
+            sha256 = hashlib.sha256(data.data).hexdigest()
+            result.sums.append(Sum(tensor.name, tensor.dtype, tensor.shape, sha256))
+        elif encoded is not None:
+            encoded.validate(backend=self.backend)
+        if encoded is not None and self.check_digests:
+            result.digests += encoded.check_digest()
+
+
+# A tensor as it was read: encoded, plain, or not at all.
+_Content = EncodedTensor | Bytes | FormatError | UnsupportedError
+
+
+def _read_all(opened: File) -> Generator[_Content]:
+    """The supported tensors of a file, each read while the one before is checked."""
+    tensors = [tensor for tensor in opened.layout.tensors.values() if tensor.unsupported is None]
+    largest = max((tensor.stored_nbytes for tensor in tensors), default=0)
+
+    def read(pair: tuple[Tensor, Desk]) -> _Content:
+        tensor, desk = pair
+        try:
+            if tensor.meta is None:
+                return opened.read_plain(tensor, desk.dense)
+            return opened.read_encoded(tensor, desk.dense)
+        except (FormatError, UnsupportedError) as error:
+            return error
+
+    pairs = list(zip(tensors, itertools.cycle(Desk.pair(largest, 0)), strict=False))
+    return parallel.ahead(read, pairs)
 
 
 def compare(path: Path, dense: Path, *, progress: Progress | None = None) -> list[Problem]:
@@ -141,30 +217,6 @@ def compare(path: Path, dense: Path, *, progress: Progress | None = None) -> lis
             elif progress is not None:
                 progress(ours[name].tensor(name).nbytes)
     return problems
-
-
-def _check(
-    opened: File,
-    tensor: Tensor,
-    result: Verification,
-    check_digests: bool,
-    sums: bool,
-    backend: str | None,
-) -> None:
-    """Reads a tensor with all its checks; decodes it where that is of use."""
-    result.tensors += 1
-    result.encoded += tensor.meta is not None
-    encoded = opened.get_encoded(tensor.name) if tensor.meta is not None else None
-    if sums:
-        data = encoded.decode(backend=backend) if encoded is not None else opened.get_bytes(tensor.name)
-        sha256 = hashlib.sha256(data.data).hexdigest()
-        result.sums.append(Sum(tensor.name, tensor.dtype, tensor.shape, sha256))
-    elif encoded is not None:
-        encoded.validate(backend=backend)
-    else:
-        opened.get_bytes(tensor.name)
-    if encoded is not None and check_digests:
-        result.digests += encoded.check_digest()
 
 
 def _tensors(path: Path, stack: ExitStack) -> dict[str, File]:

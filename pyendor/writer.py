@@ -1,23 +1,26 @@
 """Tensors into the bytes of a file: the canonical Endor form (spec 10, rules W), and plain safetensors.
 
-Both go to a stream that the caller opens, so that :mod:`pyendor.atomic` can make it all or nothing, and
-hold one tensor at a time in memory.
+Both go to a stream that the caller opens, so that :mod:`pyendor.atomic` can make it all or nothing. One
+tensor at a time is in memory, or where data has to be fetched, two: the next one is fetched meanwhile.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from pyendor import choice, container, dtypes, layout, metadata
+from pyendor import choice, container, dtypes, layout, metadata, parallel
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.container import Entry
 from pyendor.encoded import DIGEST, EncodedTensor, take_survey
 from pyendor.errors import UsageError, quote
 from pyendor.layout import ALIGNMENT, Bytes
 from pyendor.metadata import TensorMeta
+from pyendor.storage import Desk
 
 DENSE_ALIGNMENT = 8  # what the safetensors package pads a header to
 
@@ -32,6 +35,9 @@ class TensorSource:
         name, dtype, shape: as in a safetensors header.
         nbytes: its dense size.
         read: gives its data, ``uint8 [nbytes]``; called up to twice, with the same result.
+        read_at: the same in memory that is used for one tensor after the other, for data that has to be
+            fetched: that is done while another tensor is at work, so on another thread.
+        stored: how much of the desk's memory for parts it needs.
         encoded: the same tensor encoded, if it is at hand; it is checked, and need not be encoded again
             unless other values are asked for.
     """
@@ -42,29 +48,24 @@ class TensorSource:
     nbytes: int
     read: Callable[[], Bytes]
     encoded: EncodedTensor | None = None
+    read_at: Callable[[Desk], Bytes] | None = None
+    stored: int = 0
 
-    def checked_read(self) -> Bytes:
+    def checked_read(self, desk: Desk | None = None) -> Bytes:
         """The data, of the right length."""
-        data = self.read()
+        data = self.read() if desk is None or self.read_at is None else self.read_at(desk)
         if data.size != self.nbytes:
             found = f"has {data.size} bytes of data, expected {self.nbytes}"
             raise UsageError(f"tensor {quote(self.name)} {found}")
         return data
 
-    def choose(self, values: Values, min_saving: float | None, backend: str | None) -> TensorMeta | None:
-        """How it is encoded, the digest left out; None if it stays plain (W-7, W-10)."""
-        if self.encoded is not None and values in {"auto", self.encoded.meta.values}:
-            meta = replace(self.encoded.meta, digest=None)
-            return meta if choice.distinct(meta) and choice.worth(meta, min_saving) else None
-        survey = take_survey(self.checked_read(), self.dtype, values, backend)
-        return choice.choose(self.dtype, self.shape, survey, values, min_saving)
+    def given(self, values: Values) -> EncodedTensor | None:
+        """The tensor encoded, if it is at hand in a way that is asked for."""
+        suits = self.encoded is not None and values in {"auto", self.encoded.meta.values}
+        return self.encoded if suits else None
 
-    def encode(self, meta: TensorMeta, backend: str | None) -> EncodedTensor:
-        """The tensor encoded so, under its name and with its digest."""
-        if self.encoded is not None and replace(self.encoded.meta, digest=None) == meta:
-            self.encoded.validate(backend=backend)
-            return self.encoded.renamed(self.name)
-        dense = self.checked_read()
+    def encode(self, dense: Bytes, meta: TensorMeta, backend: str | None) -> EncodedTensor:
+        """The tensor encoded in this way, with its digest."""
         try:
             return EncodedTensor.filled(self.name, meta, dense, backend=backend)
         except ValueError as error:
@@ -84,7 +85,7 @@ def write(
 ) -> None:
     """Writes the canonical Endor file of these tensors in this order (spec 10).
 
-    Two passes over the tensors, one at a time in memory: the header stands first in the file, and its length
+    Two passes over the tensors: the header stands first in the file, and its length
     depends on what will be encoded.
 
     Args:
@@ -115,15 +116,23 @@ def write(
     start = stream.tell()
     header = container.build(entries, members | {metadata.KEY: metadata.build(plan)}, ALIGNMENT)
     stream.write(header)
-    for source in encoded:
-        tensor = source.encode(replace(plan[source.name], digest=None), backend)
-        plan[source.name] = tensor.meta
-        for part in tensor.parts.values():
-            stream.write(part.data)
-        _report(progress, source.nbytes - source.nbytes // 2)
-    for source in plain:
-        stream.write(source.checked_read().data)
-        _report(progress, source.nbytes - source.nbytes // 2)
+    fetched = [source for source in encoded if source.given(values) is None]
+    with closing(_read_all([*fetched, *plain])) as data:
+        for source in encoded:
+            meta, tensor = replace(plan[source.name], digest=None), source.given(values)
+            if tensor is None:
+                tensor = source.encode(next(data), meta, backend)
+            else:
+                tensor.validate(backend=backend)
+                tensor = tensor.renamed(source.name)
+            plan[source.name] = tensor.meta
+            for part in tensor.parts.values():
+                stream.write(part.data)
+            del tensor, part  # before the next one is made
+            _report(progress, source.nbytes - source.nbytes // 2)
+        for source in plain:
+            stream.write(next(data).data)
+            _report(progress, source.nbytes - source.nbytes // 2)
     # Only now are the digests known; they take the place of others of the same length.
     end = stream.tell()
     stream.seek(start)
@@ -154,9 +163,27 @@ def write_dense(
     ordered = sorted(sources, key=lambda source: (-rank.get(source.dtype, -1), source.name))
     entries = _place((s.name, s.dtype, s.shape, s.nbytes) for s in ordered)
     stream.write(container.build(entries, user_metadata, DENSE_ALIGNMENT))
-    for source in ordered:
-        stream.write(source.checked_read().data)
-        _report(progress, source.nbytes)
+    with closing(_read_all(ordered)) as data:
+        for source in ordered:
+            stream.write(next(data).data)
+            _report(progress, source.nbytes)
+
+
+def _read_all(sources: Sequence[TensorSource]) -> Generator[Bytes]:
+    """The data of all, one after the other, each gone when the next one is asked for.
+
+    What has to be fetched is fetched while the one before is used. Beside the data that is used there is
+    then one more tensor in memory, and what that is decoded from.
+    """
+    if any(source.read_at is None for source in sources):
+        for source in sources:
+            yield source.checked_read()
+        return
+    sizes = ((source.nbytes, source.stored) for source in sources)
+    largest, most = (max(column, default=0) for column in zip(*sizes, strict=True)) if sources else (0, 0)
+    pairs = list(zip(sources, itertools.cycle(Desk.pair(largest, most)), strict=False))
+    with closing(parallel.ahead(lambda pair: pair[0].checked_read(pair[1]), pairs)) as data:
+        yield from data
 
 
 def _plan(
@@ -172,16 +199,29 @@ def _plan(
     if len(taken) != len(names):
         raise UsageError("two tensors have the same name")
     plan = {}
-    for source in sources:
-        _report(progress, source.nbytes // 2)
-        dtype = dtypes.BY_NAME.get(source.dtype)
-        if dtype is None or not dtype.encodable:
-            continue
-        if f"{source.name}.{metadata.KEY}" in taken or metadata.belonging(names, source.name):
-            continue  # another tensor would be taken for a part of this one, or share its parts (T-1)
-        meta = source.choose(values, min_saving, backend)
+    fetched = []
+
+    def choose(source: TensorSource, meta: TensorMeta | None) -> None:
         if meta is not None:
             plan[source.name] = replace(meta, digest=f"{DIGEST}:{'0' * 16}")
+        _report(progress, source.nbytes // 2)
+
+    for source in sources:
+        dtype = dtypes.BY_NAME.get(source.dtype)
+        given = source.given(values)
+        # Another tensor might be taken for a part of this one, or share its parts (T-1).
+        alone = f"{source.name}.{metadata.KEY}" not in taken and not metadata.belonging(names, source.name)
+        if dtype is None or not dtype.encodable or not alone:
+            choose(source, None)
+        elif given is None:
+            fetched.append(source)
+        else:
+            worth = choice.distinct(given.meta) and choice.worth(given.meta, min_saving)
+            choose(source, given.meta if worth else None)
+    with closing(_read_all(fetched)) as data:
+        for source in fetched:
+            survey = take_survey(next(data), source.dtype, values, backend)
+            choose(source, choice.choose(source.dtype, source.shape, survey, values, min_saving))
     return plan
 
 

@@ -12,7 +12,7 @@ from conftest import ROOT
 # Every module may import those before it. A set: modules of one step, which do not import one another.
 ORDER: list[set[str]] = [
     {"errors", "parallel", "slicing"},
-    {"dtypes"},
+    {"dtypes", "jobs", "locks"},
     {"jsontext"},
     {"container"},
     {"metadata"},
@@ -22,9 +22,10 @@ ORDER: list[set[str]] = [
     {"backends"},
     {"encoded", "storage"},
     {"atomic"},
-    {"writer"},
+    {"writer", "workspace"},
     {"file"},
     {"checkpoint", "opened", "torch_tensor", "entropy"},
+    {"shards"},
     {"convert"},
     {"prune", "report", "verify", "numpy", "torch"},
     {"display"},
@@ -67,6 +68,6 @@ def test_modules_are_small_and_say_what_they_do(module: str) -> None:
 
 @pytest.mark.parametrize("module", ["pyendor", "pyendor.numpy", "pyendor.cli"])
 def test_importing_is_light(module: str) -> None:
-    heavy = "{'torch', 'transformers', 'matplotlib', 'safetensors', 'huggingface_hub'}"
+    heavy = "{'torch', 'transformers', 'matplotlib', 'distributed', 'safetensors', 'huggingface_hub'}"
     check = f"import sys, {module}; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
     subprocess.run([sys.executable, "-c", check], check=True)

@@ -1,0 +1,294 @@
+"""The weights files of a checkpoint, each converted by a job of its own, and single files in the same way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import pyendor
+from pyendor import atomic, checkpoint, file, jobs, workspace, writer
+from pyendor.checkpoint import Checkpoint
+from pyendor.choice import MIN_SAVING, Values
+from pyendor.errors import UsageError, quote
+from pyendor.file import File
+from pyendor.workspace import Workspace
+from pyendor.writer import Progress
+
+# Of a file or several: bytes of the source and of the result, logical tensors, encoded ones.
+Totals = tuple[int, int, int, int]
+
+# Writes what an opened file becomes to a path.
+Converter = Callable[[File, Path], None]
+
+
+class Way(Protocol):
+    """How a file is converted. It can be pickled, and holds all that the bytes depend on, as JSON values."""
+
+    def write(self, opened: File, stream: BinaryIO, backend: str | None, progress: Progress | None) -> None:
+        """Writes what an opened file becomes."""
+
+
+@dataclass(frozen=True)
+class Compression:
+    """From dense to Endor; the fields are those of :func:`pyendor.convert.compress`."""
+
+    values: Values = "auto"
+    min_saving: float | None = MIN_SAVING
+
+    def write(self, opened: File, stream: BinaryIO, backend: str | None, progress: Progress | None) -> None:
+        if opened.layout.version is not None:
+            raise UsageError(f"{quote(str(opened.path))} is an Endor file already")
+        writer.write(
+            stream,
+            opened.sources(),
+            opened.layout.metadata,
+            values=self.values,
+            min_saving=self.min_saving,
+            backend=backend,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True)
+class Decompression:
+    """From Endor to dense, digests checked."""
+
+    def write(self, opened: File, stream: BinaryIO, backend: str | None, progress: Progress | None) -> None:
+        if opened.layout.version is None:
+            raise UsageError(f"{quote(str(opened.path))} is not an Endor file: nothing to decompress")
+        sources = opened.sources(verify=True, backend=backend)
+        writer.write_dense(stream, sources, opened.layout.metadata, progress=progress)
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells that a file has not been written to; its inode does not, which copies and mounts change."""
+
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp:
+        """That of a file as it is now."""
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns)
+
+    def check(self, path: Path) -> None:
+        """Raises UsageError if a file is not what it was."""
+        if Stamp.of(path) != self:
+            raise UsageError(
+                f"{quote(str(path))} changed while it was read: run this again once it is at rest"
+            )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The job of converting one file.
+
+    Attributes:
+        source, target: paths.
+        stamp: what the source was when the work began.
+        way: how.
+        backend: the codec to use.
+        force: replace the target. A job that is run again may find its own.
+        alone: refuse to write what another process is writing.
+    """
+
+    source: Path
+    target: Path
+    stamp: Stamp
+    way: Way
+    backend: str | None
+    force: bool = True
+    alone: bool = False
+
+    def run(self, progress: Progress | None) -> Totals:
+        """Converts the file."""
+
+        def convert(opened: File, target: Path) -> None:
+            mode = mode_of(opened.path)
+            with atomic.new_file(target, force=self.force, mode=mode, alone=self.alone) as stream:
+                self.stamp.check(self.source)
+                self.way.write(opened, stream, self.backend, progress)
+                self.stamp.check(self.source)
+
+        return convert_one(self.source, self.target, convert)
+
+    def __str__(self) -> str:
+        return quote(str(self.source))
+
+
+@dataclass(frozen=True)
+class Shards:
+    """All weights files of a checkpoint, and how they are converted.
+
+    Attributes:
+        found: the checkpoint.
+        way: how.
+        rename: gives the name of the file that one becomes.
+        backend, jobs, executor, progress: as in :func:`pyendor.convert.compress`.
+        stamps: of the files, by name, when the work began.
+    """
+
+    found: Checkpoint
+    way: Way
+    rename: Callable[[str], str]
+    backend: str | None
+    jobs: int | None
+    executor: Executor | None
+    progress: Progress | None
+    stamps: dict[str, Stamp]
+
+    @classmethod
+    def of(
+        cls,
+        found: Checkpoint,
+        way: Way,
+        rename: Callable[[str], str],
+        backend: str | None,
+        jobs: int | None,
+        executor: Executor | None,
+        progress: Progress | None,
+    ) -> Shards:
+        """Those of a checkpoint as it is now."""
+        stamps = {name: Stamp.of(found.root / name) for name in found.weights}
+        return cls(found, way, rename, backend, jobs, executor, progress, stamps)
+
+    def space(self, destination: Path, *, force: bool) -> AbstractContextManager[Workspace]:
+        """The new destination, with the files that an earlier run has finished."""
+        key = {
+            "package": pyendor.__version__,
+            "source": str(self.found.root.resolve()),
+            "way": type(self.way).__name__,
+            **asdict(self.way),  # type: ignore[call-overload]
+        }
+        origins = {self.rename(name): self._origin(name) for name in self.found.weights}
+        return beside(self.found.root, destination, force=force, key=key, origins=origins)
+
+    def run(self, space: Workspace) -> Totals:
+        """Converts those that are not finished yet."""
+        root = self.found.root.absolute() if self.executor is not None else self.found.root
+        totals = []
+        work: list[Shard] = []
+        for name in self.found.weights:
+            stamp, target = self.stamps[name], self.rename(name)
+            if target not in space.done:
+                work.append(Shard(root / name, space.drafts / target, stamp, self.way, self.backend))
+                continue
+            totals.append(_totals(root / name, space.files / target))
+            if self.progress is not None:
+                with file.open_file(root / name) as opened:
+                    self.progress(checkpoint.dense_nbytes(opened))
+
+        def done(place: int, result: Totals) -> None:
+            name = work[place].source.name
+            space.finish(self.rename(name), self._origin(name))
+            totals.append(result)
+
+        jobs.run(work, done, jobs=self.jobs, executor=self.executor, progress=self.progress)
+        return _sum(totals)
+
+    def check(self, space: Workspace) -> None:
+        """That the result is a checkpoint, and of what the source was and is."""
+        checkpoint.scan(space.files)
+        for name, stamp in self.stamps.items():
+            stamp.check(self.found.root / name)
+
+    def _origin(self, name: str) -> list[Any]:
+        """What a result was made from: also who may read it."""
+        stamp = self.stamps[name]
+        return [name, stamp.size, stamp.mtime_ns, mode_of(self.found.root / name)]
+
+
+def convert_file(
+    source: Path,
+    destination: Path,
+    way: Way,
+    force: bool,
+    backend: str | None,
+    progress: Progress | None,
+) -> Totals:
+    """Converts a single file to another one."""
+    check_file(source, destination)
+    stamp = Stamp.of(source)
+    return Shard(source, destination, stamp, way, backend, force, alone=True).run(progress)
+
+
+def check_file(source: Path, destination: Path) -> None:
+    """That a file can be converted to another one."""
+    if destination.is_dir():
+        raise UsageError(f"{quote(str(destination))} is a directory, the source is a file: name a file")
+    if destination.exists() and source.exists() and destination.samefile(source):
+        raise UsageError("source and destination are the same file")
+
+
+def convert_weights(
+    found: Checkpoint, root: Path, rename: Callable[[str], str], convert: Converter
+) -> Totals:
+    """Converts all weights files of a checkpoint to files in ``root``, under new names, one by one."""
+    return _sum([convert_one(found.root / name, root / rename(name), convert) for name in found.weights])
+
+
+def convert_one(source: Path, target: Path, convert: Converter) -> Totals:
+    """Converts a file."""
+    with file.open_file(source) as opened:
+        convert(opened, target)
+    return _totals(source, target)
+
+
+def _totals(source: Path, target: Path) -> Totals:
+    with file.open_file(source) as before, file.open_file(target) as after:
+        endor = after if after.layout.version is not None else before
+        encoded = sum(tensor.meta is not None for tensor in endor.layout.tensors.values())
+        sizes = (before.layout.header.file_length, after.layout.header.file_length)
+        return *sizes, len(endor.layout.tensors), encoded
+
+
+def _sum(totals: list[Totals]) -> Totals:
+    sizes, written, tensors, encoded = (sum(column) for column in zip((0, 0, 0, 0), *totals, strict=True))
+    return sizes, written, tensors, encoded
+
+
+def beside(
+    source: Path,
+    destination: Path,
+    *,
+    force: bool,
+    key: dict[str, Any] | None = None,
+    origins: dict[str, Any] | None = None,
+) -> AbstractContextManager[Workspace]:
+    """The new destination of a conversion that must not touch its source; see :mod:`pyendor.workspace`."""
+    inside, outside = source.resolve(), destination.resolve()
+    if inside == outside or inside in outside.parents:
+        raise UsageError("the destination lies in the source; name a directory beside it")
+    if outside in inside.parents:
+        raise UsageError("the source lies in the destination; name a directory beside it")
+    if destination.is_dir() and not _replaceable(destination):
+        raise UsageError(
+            f"{quote(str(destination))} exists and is no plain model directory: "
+            "remove it yourself, or name another"
+        )
+    mode = source.stat().st_mode & 0o777
+    return workspace.open_workspace(destination, force=force, mode=mode, key=key, origins=origins)
+
+
+def _replaceable(directory: Path) -> bool:
+    """Whether a directory is empty, or holds a model and no version control: nothing else is ever removed."""
+    names = set(os.listdir(directory))
+    if not names or names & set(checkpoint.NOT_OURS):
+        return not names
+    try:
+        checkpoint.listing(directory)
+    except UsageError:
+        return False
+    return True
+
+
+def mode_of(path: str | os.PathLike[str] | None) -> int:
+    """What a copy of a file may allow at most: nothing becomes readable that was not."""
+    return os.stat(path).st_mode & 0o666 if path is not None else 0o666
