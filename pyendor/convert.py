@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +16,8 @@ from pyendor.checkpoint import CONFIG, DENSE_CONFIG, Checkpoint
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UsageError, quote
 from pyendor.file import File
+from pyendor.importers import compressed_tensors
+from pyendor.importers.compressed_tensors import Foreign
 from pyendor.writer import Progress
 
 
@@ -57,6 +59,9 @@ def compress(
 ) -> Conversion:
     """Writes a dense file or checkpoint directory as Endor.
 
+    One that compressed-tensors has compressed with bitmasks is written like the dense one that it stands for;
+    this, and not the source, is what :func:`decompress` then restores.
+
     Args:
         source: a safetensors file, or a directory in the layout of Hugging Face libraries.
         destination: a file, or a directory.
@@ -68,6 +73,7 @@ def compress(
 
     Raises:
         FormatError: the source breaks a rule.
+        ForeignError, UnsupportedError: it is of compressed-tensors, and contradicts itself or is not known.
         UsageError: the source is Endor already; the destination exists, or lies in the source.
         OSError: reading or writing failed. The destination is then as it was before.
     """
@@ -78,7 +84,7 @@ def compress(
         with atomic.new_file(target, force=force, mode=mode_of(opened.path)) as stream:
             writer.write(
                 stream,
-                opened.sources(),
+                opened.sources() if foreign is None else foreign.sources(opened, backend=backend),
                 opened.layout.metadata,
                 values=values,
                 min_saving=min_saving,
@@ -87,24 +93,60 @@ def compress(
             )
 
     if not source.is_dir():
-        return convert_file(source, destination, convert)
+        foreign = compressed_tensors.recognise(source)
+        return replace(convert_file(source, destination, convert), notes=_imported(foreign))
     found = checkpoint.scan(source)
     if found.is_endor:
         raise UsageError(f"{quote(str(source))} is an Endor checkpoint already")
     _check_compressible(found)
+    foreign = compressed_tensors.recognise(source)
     with beside(source, destination, force=force) as root:
         totals = convert_weights(found, root, checkpoint.endor_name, convert)
         for index in found.indices:
-            atomic.copy_file(source / index, root / checkpoint.original_index(index))
             names = set(checkpoint.read_index(source / index).values())
             write_index(root, checkpoint.endor_name(index), map(checkpoint.endor_name, names), source / index)
+            original = root / checkpoint.original_index(index)
+            if foreign is None:
+                atomic.copy_file(source / index, original)
+            else:
+                write_text(original, _dense_index(root, names), source / index)
         if PurePosixPath(CONFIG) in found.carried:
-            config = checkpoint.endor_config(checkpoint.read_config(source / CONFIG), _version(found, root))
-            write_text(root / CONFIG, checkpoint.config_text(config), source / CONFIG)
-            atomic.copy_file(source / CONFIG, root / DENSE_CONFIG)
+            _write_config(found, root, foreign)
         carry(found, root, except_for={CONFIG})
         checkpoint.scan(root)
-    return Conversion(source, destination, *totals, found.left_out)
+    return Conversion(source, destination, *totals, found.left_out, _imported(foreign))
+
+
+def _write_config(found: Checkpoint, root: Path, foreign: Foreign | None) -> None:
+    """Writes the config of an Endor checkpoint, and beside it that of the dense one."""
+    source = found.root / CONFIG
+    dense = checkpoint.read_config(source)
+    if foreign is None or foreign.config is None:
+        atomic.copy_file(source, root / DENSE_CONFIG)
+    else:
+        dense = dict(foreign.config)
+        write_text(root / DENSE_CONFIG, checkpoint.config_text(dense), source)
+        atomic.copy_file(source, root / compressed_tensors.KEPT_CONFIG)
+    config = checkpoint.endor_config(dense, _version(found, root))
+    write_text(root / CONFIG, checkpoint.config_text(config), source)
+
+
+def _dense_index(root: Path, names: Iterable[str]) -> str:
+    """The index of the dense files that Endor files in ``root`` will be restored to."""
+    weight_map: dict[str, str] = {}
+    total = 0
+    for name in names:
+        with file.open_file(root / checkpoint.endor_name(name)) as opened:
+            for tensor in opened.layout.tensors.values():
+                weight_map[tensor.name] = name
+                total += tensor.nbytes if tensor.unsupported is None else tensor.stored_nbytes
+    return checkpoint.index_text(weight_map, {"total_size": total})
+
+
+def _imported(foreign: Foreign | None) -> tuple[str, ...]:
+    if foreign is None:
+        return ()
+    return (f"the source was {foreign.what}: decompressing will give the dense checkpoint, not that",)
 
 
 def decompress(
