@@ -31,7 +31,7 @@ from rich.progress import (
 from rich.text import Text
 
 import pyendor
-from pyendor import checkpoint, convert, display, prune, report, verify
+from pyendor import convert, display, prune, report, verify
 from pyendor.choice import Values
 from pyendor.errors import (
     BackendUnavailableError,
@@ -131,7 +131,8 @@ def compress(
 ) -> None:
     """Write a dense model as Endor.
 
-    The result holds every tensor bit for bit. SRC is only read.
+    The result holds every tensor bit for bit. SRC is only read. It may also be a model that
+    compressed-tensors has compressed as sparse-bitmask or sparse-24-bitmask.
     """
     with _progress("compressing", source) as progress:
         done = convert.compress(
@@ -317,11 +318,7 @@ def _progress(what: str, path: Path) -> Iterator[Callable[[int], None]]:
     if not console.is_terminal:
         yield lambda done: None
         return
-    total = sum(
-        tensor.nbytes if tensor.unsupported is None else tensor.stored_nbytes
-        for opened in checkpoint.open_all(path)
-        for tensor in opened.layout.tensors.values()
-    )
+    total = report.dense_bytes(path)
     columns = (
         TextColumn(what),
         BarColumn(),
