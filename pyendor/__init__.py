@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pyendor.errors import (
     BackendUnavailableError,
     EndorError,
+    ForeignError,
     FormatError,
     UnsupportedError,
     UsageError,
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailableError",
     "EndorError",
+    "ForeignError",
     "FormatError",
     "UnsupportedError",
     "UsageError",

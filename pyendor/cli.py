@@ -31,7 +31,7 @@ from rich.progress import (
 from rich.text import Text
 
 import pyendor
-from pyendor import checkpoint, convert, display, prune, report, verify
+from pyendor import convert, display, prune, report, verify
 from pyendor.choice import Values
 from pyendor.errors import (
     BackendUnavailableError,
@@ -156,8 +156,9 @@ def compress(
 ) -> None:
     """Write a dense model as Endor.
 
-    The result holds every tensor bit for bit. SRC is only read. If this is cut short, the same command
-    goes on from there.
+    The result holds every tensor bit for bit. SRC is only read. It may also be a model that
+    compressed-tensors has compressed as sparse-bitmask or sparse-24-bitmask. If this is cut short, the
+    same command goes on from there.
     """
     with run_on(dask) as executor, _progress("compressing", source) as progress:
         done = convert.compress(
@@ -364,7 +365,7 @@ def _progress(what: str, path: Path) -> Iterator[Callable[[int], None]]:
     if not console.is_terminal:
         yield lambda done: None
         return
-    total = sum(checkpoint.dense_nbytes(opened) for opened in checkpoint.open_all(path))
+    total = report.dense_bytes(path)
     columns = (
         TextColumn(what),
         BarColumn(),

@@ -16,7 +16,9 @@ from pyendor import atomic, checkpoint, file, metadata, shards
 from pyendor.checkpoint import CONFIG, DENSE_CONFIG, Checkpoint
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UsageError, quote
-from pyendor.shards import Compression, Decompression, Shards
+from pyendor.importers import compressed_tensors
+from pyendor.importers.compressed_tensors import Foreign
+from pyendor.shards import Compression, Decompression, Import, Shards
 from pyendor.writer import Progress
 
 
@@ -58,6 +60,8 @@ def compress(
 
     The files of a directory are converted in parallel. What comes out does not depend on how. If this is
     cut short, those that are finished are kept beside the destination, for the same call to go on from.
+    One that compressed-tensors has compressed with bitmasks is written like the dense one that it stands for;
+    this, and not the source, is what :func:`decompress` then restores.
 
     Args:
         source: a safetensors file, or a directory in the layout of Hugging Face libraries.
@@ -73,14 +77,17 @@ def compress(
 
     Raises:
         FormatError: the source breaks a rule.
+        ForeignError, UnsupportedError: it is of compressed-tensors, and contradicts itself or is not known.
         UsageError: the source is Endor already, or changes meanwhile; the destination exists, or lies in
             the source, or is being written by another process.
         OSError: reading or writing failed, or the executor gave up. The destination is then as it was before.
     """
-    way = Compression(values, min_saving)
+    # Where others do the work, they have to find it.
+    foreign = compressed_tensors.recognise(source if executor is None else source.absolute())
+    way = Compression(values, min_saving) if foreign is None else Import(values, min_saving, foreign)
     if not source.is_dir():
         totals = shards.convert_file(source, destination, way, force, backend, progress)
-        return Conversion(source, destination, *totals)
+        return Conversion(source, destination, *totals, notes=_imported(foreign))
     found = checkpoint.scan(source)
     if found.is_endor:
         raise UsageError(f"{quote(str(source))} is an Endor checkpoint already")
@@ -90,16 +97,50 @@ def compress(
         totals = work.run(space)
         root = space.files
         for index in found.indices:
-            atomic.copy_file(source / index, root / checkpoint.original_index(index))
             names = set(checkpoint.read_index(source / index).values())
             write_index(root, checkpoint.endor_name(index), map(checkpoint.endor_name, names), source / index)
+            original = root / checkpoint.original_index(index)
+            if foreign is None:
+                atomic.copy_file(source / index, original)
+            else:
+                write_text(original, _dense_index(root, names), source / index)
         if PurePosixPath(CONFIG) in found.carried:
-            config = checkpoint.endor_config(checkpoint.read_config(source / CONFIG), _version(found, root))
-            write_text(root / CONFIG, checkpoint.config_text(config), source / CONFIG)
-            atomic.copy_file(source / CONFIG, root / DENSE_CONFIG)
+            _write_config(found, root, foreign)
         carry(found, root, except_for={CONFIG})
         work.check(space)
-    return Conversion(source, destination, *totals, found.left_out)
+    return Conversion(source, destination, *totals, found.left_out, _imported(foreign))
+
+
+def _write_config(found: Checkpoint, root: Path, foreign: Foreign | None) -> None:
+    """Writes the config of an Endor checkpoint, and beside it that of the dense one."""
+    source = found.root / CONFIG
+    dense = checkpoint.read_config(source)
+    if foreign is None or foreign.config is None:
+        atomic.copy_file(source, root / DENSE_CONFIG)
+    else:
+        dense = dict(foreign.config)
+        write_text(root / DENSE_CONFIG, checkpoint.config_text(dense), source)
+        atomic.copy_file(source, root / compressed_tensors.KEPT_CONFIG)
+    config = checkpoint.endor_config(dense, _version(found, root))
+    write_text(root / CONFIG, checkpoint.config_text(config), source)
+
+
+def _dense_index(root: Path, names: Iterable[str]) -> str:
+    """The index of the dense files that Endor files in ``root`` will be restored to."""
+    weight_map: dict[str, str] = {}
+    total = 0
+    for name in names:
+        with file.open_file(root / checkpoint.endor_name(name)) as opened:
+            for tensor in opened.layout.tensors.values():
+                weight_map[tensor.name] = name
+                total += tensor.nbytes if tensor.unsupported is None else tensor.stored_nbytes
+    return checkpoint.index_text(weight_map, {"total_size": total})
+
+
+def _imported(foreign: Foreign | None) -> tuple[str, ...]:
+    if foreign is None:
+        return ()
+    return (f"the source was {foreign.what}: decompressing will give the dense checkpoint, not that",)
 
 
 def decompress(

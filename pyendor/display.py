@@ -18,13 +18,18 @@ from rich.table import Table
 from rich.text import Text
 
 from pyendor.convert import Conversion
-from pyendor.errors import FormatError, printable, quote
+from pyendor.errors import ForeignError, FormatError, printable, quote
 from pyendor.report import Report, Row
 from pyendor.verify import Problem, Verification
 
 # Where nobody looks at a terminal, lines are long enough for names of tensors.
 UNSEEN_WIDTH = 160
 LONGEST_SHAPE = 80
+FOREIGN = (
+    "Shown is the dense model that this stands for. Present releases of compressed-tensors do not read it, "
+    "and loaders may fill its layers at random. endor compress writes it as Endor, endor decompress makes "
+    "that the dense model."
+)
 NOT_WORTH_IT = "No tensor has enough zeros to gain from being encoded: this model is better kept dense."
 
 
@@ -65,6 +70,8 @@ def error_members(error: Exception) -> dict[str, Any]:
     members: dict[str, Any] = {"type": type(error).__name__, "message": message(error)}
     if isinstance(error, FormatError):
         members |= {key: getattr(error, key) for key in ("rule", "tensor", "offset", "path")}
+    elif isinstance(error, ForeignError):
+        members |= {key: getattr(error, key) for key in ("tensor", "path")}
     if notes(error):
         members["notes"] = notes(error)
     return members
@@ -131,7 +138,7 @@ def _figures(row: Row) -> list[str]:
 def print_totals(found: Report) -> None:
     """Prints what all tensors together take."""
     console = out()
-    kind = f"Endor {found.version}" if found.version is not None else "dense"
+    kind = found.foreign or (f"Endor {found.version}" if found.version is not None else "dense")
     saved = max(0.0, 1 - found.endor_bytes / found.dense_bytes) if found.dense_bytes else 0.0
     size = "Endor size" if found.version is not None else "as Endor it would take"
     sizes = f"dense size {decimal(found.dense_bytes)}, {size} {decimal(found.endor_bytes)}"
@@ -143,7 +150,9 @@ def print_totals(found: Report) -> None:
     per_weight = found.bits_per_weight(found.encoded)
     if per_weight is not None:
         console.print(f"encoded tensors: {per_weight:.2f} bits per weight, padding and header included")
-    if not found.worth_it:
+    if found.foreign is not None:
+        console.print(FOREIGN)
+    elif not found.worth_it:
         console.print(NOT_WORTH_IT)
 
 

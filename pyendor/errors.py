@@ -102,6 +102,39 @@ def _rebuild(rule: str, found: str, tensor: str | None, offset: int | None, path
     return FormatError(rule, found, tensor=tensor, offset=offset, path=path)
 
 
+class ForeignError(EndorError, ValueError):
+    """A checkpoint of another format, which was to be imported, contradicts itself.
+
+    It breaks no rule of Endor's specification, and so has no ID of one.
+
+    Attributes:
+        found: what is wrong, without the location.
+        tensor: name of the tensor or of its part, or None where the checkpoint as a whole is concerned.
+        path: the file or directory.
+    """
+
+    def __init__(
+        self, found: str, *, tensor: str | None = None, path: str | os.PathLike[str] | None = None
+    ) -> None:
+        self.found = found
+        self.tensor = tensor
+        self.path = os.fspath(path) if path is not None else None
+        super().__init__(found, tensor, self.path)
+
+    def __str__(self) -> str:
+        where = [f"'{printable(self.path)}'"] if self.path is not None else []
+        if self.tensor is not None:
+            where.append(f"tensor {quote(self.tensor)}")
+        return (", ".join(where) + ": " if where else "") + self.found
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_foreign, (self.found, self.tensor, self.path)
+
+
+def _rebuild_foreign(found: str, tensor: str | None, path: str | None) -> ForeignError:
+    return ForeignError(found, tensor=tensor, path=path)
+
+
 class UnsupportedError(EndorError):
     """A file, or one tensor of it, may be valid but needs what this build does not have."""
 

@@ -22,6 +22,7 @@ from pyendor.checkpoint import CONFIG
 from pyendor.dtypes import DType
 from pyendor.errors import UsageError, quote
 from pyendor.file import File
+from pyendor.importers import compressed_tensors
 from pyendor.layout import Bytes
 from pyendor.writer import Progress, TensorSource
 
@@ -211,6 +212,9 @@ def _converted(data: Bytes, dtype: DType, result: DType, name: str) -> Bytes:
 
 def _check_source(source: Path, options: Options) -> None:
     """Fails early, before hours of work, if nothing would be pruned."""
+    foreign = compressed_tensors.recognise(source)
+    if foreign is not None:
+        raise UsageError(f"{quote(str(source))} is {foreign.what}: compress it, and decompress that, first")
     some = False
     for opened in checkpoint.open_all(source):
         if opened.layout.version is not None:

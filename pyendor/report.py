@@ -9,7 +9,7 @@ import importlib.util
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,13 @@ from typing import Any
 import numpy as np
 
 from pyendor import atomic, checkpoint, choice, dtypes, entropy, layout, metadata
+from pyendor.container import Entry
 from pyendor.encoded import take_survey
 from pyendor.errors import FormatError, UsageError, printable, quote
 from pyendor.file import File
+from pyendor.importers import compressed_tensors
+from pyendor.importers.compressed_tensors import Foreign
+from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
 from pyendor.writer import Progress
 
@@ -91,12 +95,14 @@ class Report:
         version: format version of its Endor files; None if it is dense.
         rows: its tensors.
         file_bytes: size of its weights files, headers included.
+        foreign: what other format it is in, of which the rows show the dense tensors; else None.
     """
 
     path: str
     version: str | None
     rows: tuple[Row, ...]
     file_bytes: int
+    foreign: str | None = None
 
     @property
     def numel(self) -> int:
@@ -151,6 +157,7 @@ class Report:
         return {
             "path": self.path,
             "version": self.version,
+            "foreign": self.foreign,
             "file_bytes": self.file_bytes,
             "dense_bytes": self.dense_bytes,
             "endor_bytes": self.endor_bytes,
@@ -165,23 +172,58 @@ def inspect(path: Path, *, backend: str | None = None, progress: Progress | None
 
     Raises:
         FormatError: a header breaks a rule. (What encoded tensors hold is for :mod:`pyendor.verify`.)
+        ForeignError, UnsupportedError: as :func:`pyendor.convert.compress`.
         UsageError: there are no weights at ``path``.
     """
     rows: list[Row] = []
     version = None
     size = 0
+    foreign = compressed_tensors.recognise(path)
     for opened in checkpoint.open_all(path):
         if opened.layout.version is not None:
             version = metadata.newest([opened.layout.version, version or opened.layout.version])
         size += opened.layout.header.file_length
-        for tensor in opened.layout.tensors.values():
-            rows.append(_row(opened, tensor, backend))
+        for row in _rows(opened, backend) if foreign is None else _foreign_rows(opened, foreign, backend):
+            rows.append(row)
             if progress is not None:
-                progress(rows[-1].dense_bytes)
-    return Report(str(path), version, tuple(rows), size)
+                progress(row.dense_bytes)
+    return Report(str(path), version, tuple(rows), size, foreign.what if foreign is not None else None)
 
 
-def _row(opened: File, tensor: layout.Tensor, backend: str | None) -> Row:
+def dense_bytes(path: Path) -> int:
+    """Dense size of all tensors of a file or checkpoint, from its headers alone."""
+    foreign = compressed_tensors.recognise(path)
+    total = 0
+    for opened in checkpoint.open_all(path):
+        if foreign is not None:
+            total += sum(source.nbytes for source in foreign.sources(opened))
+            continue
+        for tensor in opened.layout.tensors.values():
+            total += tensor.nbytes if tensor.unsupported is None else tensor.stored_nbytes
+    return total
+
+
+def _rows(opened: File, backend: str | None) -> Iterator[Row]:
+    for tensor in opened.layout.tensors.values():
+        yield _row(opened, tensor, backend)
+
+
+def _foreign_rows(opened: File, foreign: Foreign, backend: str | None) -> Iterator[Row]:
+    """Rows of the dense tensors that a file stands for."""
+    packed = {one.name: one for one in foreign.of(opened)}
+    for source in foreign.sources(opened, backend=backend):
+        if source.name not in packed:
+            yield _row(opened, opened.tensor(source.name), backend)
+            continue
+        entry = Entry(source.name, source.dtype, source.shape, 0, packed[source.name].stored_nbytes)
+        tensor = layout.Tensor(source.name, source.dtype, source.shape, None, {"values": entry})
+        yield _row(opened, tensor, backend, source.read)
+
+
+def _row(
+    opened: File, tensor: layout.Tensor, backend: str | None, read: Callable[[], Bytes] | None = None
+) -> Row:
+    """The row of a tensor; ``read`` gives the data of a plain one that the file has in another form."""
     stored = tensor.stored_nbytes
     row = Row(
         name=tensor.name,
@@ -193,7 +235,7 @@ def _row(opened: File, tensor: layout.Tensor, backend: str | None) -> Row:
         nnz=None,
         dense_bytes=stored,
         stored_bytes=stored,
-        endor_bytes=stored,
+        endor_bytes=stored if read is None else tensor.nbytes,
         unsupported=tensor.unsupported,
     )
     if tensor.unsupported is not None:
@@ -211,7 +253,7 @@ def _row(opened: File, tensor: layout.Tensor, backend: str | None) -> Row:
         return _with_floor(row, some, dtype)
     if not dtype.encodable:
         return row
-    dense = opened.get_bytes(tensor.name)
+    dense = opened.get_bytes(tensor.name) if read is None else read()
     survey = take_survey(dense, tensor.dtype, "auto", backend)
     row = _with_floor(replace(row, nnz=survey.nnz), entropy.pieces(dense, dtype.itemsize), dtype)
     meta = choice.choose(tensor.dtype, tensor.shape, survey)

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 import pyendor
 from pyendor import atomic, checkpoint, file, jobs, workspace, writer
@@ -16,8 +16,9 @@ from pyendor.checkpoint import Checkpoint
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UsageError, quote
 from pyendor.file import File
+from pyendor.importers.compressed_tensors import Foreign
 from pyendor.workspace import Workspace
-from pyendor.writer import Progress
+from pyendor.writer import Progress, TensorSource
 
 # Of a file or several: bytes of the source and of the result, logical tensors, encoded ones.
 Totals = tuple[int, int, int, int]
@@ -27,7 +28,16 @@ Converter = Callable[[File, Path], None]
 
 
 class Way(Protocol):
-    """How a file is converted. It can be pickled, and holds all that the bytes depend on, as JSON values."""
+    """How a file is converted. It can be pickled.
+
+    Attributes:
+        whole: whether what a file becomes depends on all files of its checkpoint.
+    """
+
+    whole: ClassVar[bool]
+
+    def key(self) -> dict[str, Any]:
+        """All that the bytes depend on besides the files, as JSON values."""
 
     def write(self, opened: File, stream: BinaryIO, backend: str | None, progress: Progress | None) -> None:
         """Writes what an opened file becomes."""
@@ -37,15 +47,23 @@ class Way(Protocol):
 class Compression:
     """From dense to Endor; the fields are those of :func:`pyendor.convert.compress`."""
 
+    whole: ClassVar[bool] = False
     values: Values = "auto"
     min_saving: float | None = MIN_SAVING
+
+    def key(self) -> dict[str, Any]:
+        return {"values": self.values, "min_saving": self.min_saving}
+
+    def sources(self, opened: File, backend: str | None) -> list[TensorSource]:
+        """The dense tensors of a file."""
+        return opened.sources()
 
     def write(self, opened: File, stream: BinaryIO, backend: str | None, progress: Progress | None) -> None:
         if opened.layout.version is not None:
             raise UsageError(f"{quote(str(opened.path))} is an Endor file already")
         writer.write(
             stream,
-            opened.sources(),
+            self.sources(opened, backend),
             opened.layout.metadata,
             values=self.values,
             min_saving=self.min_saving,
@@ -55,8 +73,28 @@ class Compression:
 
 
 @dataclass(frozen=True)
+class Import(Compression):
+    """From what other software has compressed to Endor. The parts of a tensor may lie in several files."""
+
+    whole: ClassVar[bool] = True
+    foreign: Foreign | None = None
+
+    def key(self) -> dict[str, Any]:
+        return {**super().key(), "foreign": self.foreign.what if self.foreign is not None else None}
+
+    def sources(self, opened: File, backend: str | None) -> list[TensorSource]:
+        assert self.foreign is not None
+        return self.foreign.sources(opened, backend=backend)
+
+
+@dataclass(frozen=True)
 class Decompression:
     """From Endor to dense, digests checked."""
+
+    whole: ClassVar[bool] = False
+
+    def key(self) -> dict[str, Any]:
+        return {}
 
     def write(self, opened: File, stream: BinaryIO, backend: str | None, progress: Progress | None) -> None:
         if opened.layout.version is None:
@@ -165,7 +203,7 @@ class Shards:
             "package": pyendor.__version__,
             "source": str(self.found.root.resolve()),
             "way": type(self.way).__name__,
-            **asdict(self.way),  # type: ignore[call-overload]
+            **self.way.key(),
         }
         origins = {self.rename(name): self._origin(name) for name in self.found.weights}
         return beside(self.found.root, destination, force=force, key=key, origins=origins)
@@ -202,7 +240,10 @@ class Shards:
     def _origin(self, name: str) -> list[Any]:
         """What a result was made from: also who may read it."""
         stamp = self.stamps[name]
-        return [name, stamp.size, stamp.mtime_ns, mode_of(self.found.root / name)]
+        origin = [name, stamp.size, stamp.mtime_ns, mode_of(self.found.root / name)]
+        if self.way.whole:
+            origin.append([[other, one.size, one.mtime_ns] for other, one in sorted(self.stamps.items())])
+        return origin
 
 
 def convert_file(

@@ -19,7 +19,7 @@ from pyendor.numpy import save
 
 SPEC = (ROOT / "spec" / "endor-1.md").read_text()
 RULES = dict(re.findall(r"^\*\*([A-Z]-\d+)\*\* \((file|reader|writer)\)$", SPEC, re.M))
-CODE = "".join(path.read_text() for path in sorted((ROOT / "pyendor").glob("*.py")))
+CODE = "".join(path.read_text() for path in sorted((ROOT / "pyendor").rglob("*.py")))
 RAISED = set(re.findall(r'(?:FormatError|PartError|_fault|_check_zero)\(\s*"([A-Z]-\d+)"', CODE)) | set(
     re.findall(r'(?:parse_shape|_integer)\([^)]*"([A-Z]-\d+)"\)', CODE)
 )

@@ -1,0 +1,1 @@
+"""Sparse checkpoints of other formats, read as the dense tensors that they stand for."""
