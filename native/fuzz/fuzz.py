@@ -26,8 +26,8 @@ BUILD = NATIVE.parent / "build" / "fuzz"
 INPUTS = HERE / "inputs"
 HARNESSES = ("decode", "encode")
 LONGEST = 4096  # bytes of an input
-# Without the tracing of comparisons: in loops over elements it takes most of the time, and what to change in parts the
-# harnesses know themselves.
+# Without the tracing of comparisons: in loops over elements it takes most of the time, and what to change in
+# parts the harnesses know themselves.
 SANITIZERS = (
     "-fsanitize=fuzzer,address,undefined",
     "-fno-sanitize-recover=all",
