@@ -11,7 +11,7 @@ static room rooms[8], again[6];
 static uint8_t part[5][PART];
 
 static unsigned rows_of(const endor_tensor *tensor) {
-    return (tensor->encoding.positions == ENDOR_BITMAP) + (tensor->encoding.values == ENDOR_SPLIT);
+    return (tensor->encoding.positions == ENDOR_BITMAP ? 1u : 0) + (tensor->encoding.values == ENDOR_SPLIT ? 1u : 0);
 }
 
 /* An input that says "build" has the positions, the exponents and some of the rest of its elements taken from it. */
