@@ -82,16 +82,17 @@ def compress(
             the source, or is being written by another process.
         OSError: reading or writing failed, or the executor gave up. The destination is then as it was before.
     """
+    found = checkpoint.scan(source) if source.is_dir() else None
+    if found is not None:
+        if found.is_endor:
+            raise UsageError(f"{quote(str(source))} is an Endor checkpoint already")
+        _check_compressible(found)
     # Where others do the work, they have to find it.
     foreign = compressed_tensors.recognise(source if executor is None else source.absolute())
     way = Compression(values, min_saving) if foreign is None else Import(values, min_saving, foreign)
-    if not source.is_dir():
+    if found is None:
         totals = shards.convert_file(source, destination, way, force, backend, progress)
         return Conversion(source, destination, *totals, notes=_imported(foreign))
-    found = checkpoint.scan(source)
-    if found.is_endor:
-        raise UsageError(f"{quote(str(source))} is an Endor checkpoint already")
-    _check_compressible(found)
     work = Shards.of(found, way, checkpoint.endor_name, backend, jobs, executor, progress)
     with work.space(destination, force=force) as space:
         totals = work.run(space)
