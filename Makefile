@@ -44,6 +44,7 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/loading.py --append $(BUILD)/bench.json
 	$(BIN)/python benchmarks/tensors.py --append $(BUILD)/bench.json
 	$(BIN)/python benchmarks/peers.py --append $(BUILD)/bench.json
+	$(BIN)/python benchmarks/large.py --append $(BUILD)/bench.json
 
 native:
 	cmake -S . -B $(BUILD)

@@ -19,8 +19,6 @@ from pathlib import Path
 
 import data
 
-from pyendor import numpy
-
 SHARDS, TENSORS, SHAPE = 4, 14, (4096, 11008)
 NBYTES = SHARDS * TENSORS * SHAPE[0] * SHAPE[1] * 2
 JOBS = "2"
@@ -34,6 +32,7 @@ def checkpoint(folder: Path) -> Path:
     import json
 
     import ml_dtypes
+    from safetensors.numpy import save_file
 
     being_written = folder / "dense.part"
     being_written.mkdir(parents=True, exist_ok=True)
@@ -42,7 +41,7 @@ def checkpoint(folder: Path) -> Path:
     for shard in range(SHARDS):
         name = f"model-{shard + 1:05}-of-{SHARDS:05}.safetensors"
         model = {f"layers.{shard}.{number}.weight": weights for number in range(TENSORS)}
-        numpy.save_file(model, being_written / name, min_saving=1.0)
+        save_file(model, being_written / name)
         files |= dict.fromkeys(model, name)
     index = {"metadata": {"total_size": NBYTES}, "weight_map": files}
     (being_written / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
