@@ -34,11 +34,11 @@ def weights(numel: int, itemsize: int, density: float) -> Bytes:
 
 
 def encode(dense: Bytes, itemsize: int, shape: tuple[int, ...], encoding: str) -> EncodedTensor:
-    """The smallest that this encoding, ``positions/values``, has for the data."""
+    """The smallest that this encoding, ``positions/values``, has for the data; "" is any encoding."""
     dtype = dtypes.BY_NAME[DTYPES[itemsize]]
     survey = backends.get().survey(dense, dtype)
     metas = choice.candidates(dtype.name, shape, survey)
-    mine = [meta for meta in metas if f"{meta.positions}/{meta.values}" == encoding]
+    mine = [meta for meta in metas if encoding in {"", f"{meta.positions}/{meta.values}"}]
     return EncodedTensor.filled("x", choice.smallest(mine), dense, digest=False)
 
 

@@ -15,6 +15,7 @@ import importlib.util
 import itertools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import data
 import numpy as np
@@ -26,78 +27,72 @@ TENSORS = {"50 % zero": 0.5, "70 % zero": 0.3, "not pruned": 1.0}
 Decode = Callable[[], object]
 
 
-def _torch_weights(tensor: str) -> object:
-    import torch
-
-    torch.set_num_threads(1)
-    return torch.from_numpy(_dense(tensor).view(np.int16)).view(torch.bfloat16).reshape(SHAPE)
-
-
 @functools.cache
 def _dense(tensor: str) -> np.ndarray:
     return data.weights(SHAPE[0] * SHAPE[1], 2, TENSORS[tensor])
 
 
-def memcpy(tensor: str) -> tuple[Decode, int]:
-    out = np.ones_like(_dense(tensor))
-    return lambda: np.copyto(out, _dense(tensor)), _dense(tensor).size
+def memcpy(dense: np.ndarray) -> tuple[Decode, int]:
+    out = np.ones_like(dense)
+    return lambda: np.copyto(out, dense), dense.size
 
 
-def endor(tensor: str, encoding: str = "bitmap/split", backend: str = "native") -> tuple[Decode, int]:
-    dense = _dense(tensor)
-    encoded = data.encode(dense, 2, SHAPE, "all/split" if tensor == "not pruned" else encoding)
+def endor(dense: np.ndarray, encoding: str = "", backend: str = "native") -> tuple[Decode, int]:
+    encoded = data.encode(dense, 2, (dense.size // 2,), encoding)
     out = np.ones_like(dense)
     return lambda: encoded.decode(out, backend=backend), encoded.nbytes
 
 
-def compressed_tensors(tensor: str) -> tuple[Decode, int]:
+def _matrix(dense: np.ndarray) -> Any:
+    import torch
+
+    torch.set_num_threads(1)
+    return torch.from_numpy(dense.view(np.int16)).view(torch.bfloat16).reshape(SHAPE)
+
+
+def compressed_tensors(dense: np.ndarray) -> tuple[Decode, int]:
     from compressed_tensors.compressors.sparse_compressors import sparse_bitmask
 
-    values, bitmask, offsets = sparse_bitmask.bitmask_compress(_torch_weights(tensor))
+    values, bitmask, offsets = sparse_bitmask.bitmask_compress(_matrix(dense))
     size = sum(part.numel() * part.element_size() for part in (values, bitmask, offsets))
     return lambda: sparse_bitmask.bitmask_decompress(values, bitmask, SHAPE), size
 
 
-def torch_csr(tensor: str) -> tuple[Decode, int]:
-    csr = _torch_weights(tensor).to_sparse_csr()  # type: ignore[attr-defined]
+def torch_csr(dense: np.ndarray) -> tuple[Decode, int]:
+    csr = _matrix(dense).to_sparse_csr()
     parts = (csr.values(), csr.col_indices(), csr.crow_indices())
     return csr.to_dense, sum(part.numel() * part.element_size() for part in parts)
 
 
-def zstd(tensor: str) -> tuple[Decode, int]:
+def zstd(dense: np.ndarray) -> tuple[Decode, int]:
     import zstandard
 
-    packed = zstandard.ZstdCompressor(3).compress(_dense(tensor).tobytes())
+    packed = zstandard.ZstdCompressor(3).compress(dense.tobytes())
     return lambda: zstandard.ZstdDecompressor().decompress(packed), len(packed)
 
 
-def blosc2(tensor: str) -> tuple[Decode, int]:
+def blosc2(dense: np.ndarray) -> tuple[Decode, int]:
     import blosc2
 
     filters = [blosc2.Filter.SHUFFLE]
     packed = blosc2.compress2(
-        _dense(tensor).view(np.int16),
-        codec=blosc2.Codec.ZSTD,
-        clevel=5,
-        filters=filters,
-        typesize=2,
-        nthreads=1,
+        dense.view(np.int16), codec=blosc2.Codec.ZSTD, clevel=5, filters=filters, typesize=2, nthreads=1
     )
     return lambda: blosc2.decompress2(packed, nthreads=1), len(packed)
 
 
-def zipnn(tensor: str) -> tuple[Decode, int]:
+def zipnn(dense: np.ndarray) -> tuple[Decode, int]:
     from zipnn import ZipNN
 
     codec = ZipNN(input_format="byte", bytearray_dtype="bfloat16", threads=1)
-    packed = codec.compress(_dense(tensor).tobytes())
+    packed = codec.compress(dense.tobytes())
     return lambda: codec.decompress(packed), len(packed)
 
 
 # Formats for tensors with zeros, and those that take seconds, are not timed on every tensor.
 ALL, PRUNED, HALF = tuple(TENSORS), ("50 % zero", "70 % zero"), ("50 % zero",)
 # Called by its name in the table; the package that it needs, if any; how to set it up; the tensors.
-PEERS: dict[str, tuple[str | None, Callable[[str], tuple[Decode, int]], tuple[str, ...]]] = {
+PEERS: dict[str, tuple[str | None, Callable[[np.ndarray], tuple[Decode, int]], tuple[str, ...]]] = {
     "memcpy": (None, memcpy, ALL),
     "Endor": (None, endor, ALL),
     "Endor, raw values": (None, functools.partial(endor, encoding="bitmap/raw"), PRUNED),
@@ -112,7 +107,7 @@ PEERS: dict[str, tuple[str | None, Callable[[str], tuple[Decode, int]], tuple[st
 
 def bench(loops: int, peer: str, tensor: str) -> float:
     """Times decoding; pyperf calls it in processes of its own."""
-    decode, _ = PEERS[peer][1](tensor)
+    decode, _ = PEERS[peer][1](_dense(tensor))
     return data.timed(loops, decode)
 
 
@@ -129,7 +124,7 @@ def main() -> None:
         if package is not None and importlib.util.find_spec(package) is None:
             continue
         if not args.worker:
-            args.stored = make(tensor)[1]  # handed on to the processes that measure
+            args.stored = make(_dense(tensor))[1]  # handed on to the processes that measure
         facts = {
             "section": "peers",
             "what": peer,

