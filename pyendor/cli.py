@@ -269,8 +269,8 @@ def verify_command(
     problems = checked.problems
     compared = against is not None and not problems
     if against is not None and compared:
-        with _progress("comparing", path) as progress:
-            problems = verify.compare(path, against, progress=progress)
+        with run_on(dask) as executor, _progress("comparing", path) as progress:
+            problems = verify.compare(path, against, jobs=jobs, executor=executor, progress=progress)
     if as_json:
         members = asdict(checked) | {"problems": [asdict(problem) for problem in problems]}
         members["against"] = str(against) if compared else None

@@ -195,36 +195,80 @@ def _read_all(opened: File) -> Generator[_Content]:
     return parallel.ahead(read, pairs)
 
 
-def compare(path: Path, dense: Path, *, progress: Progress | None = None) -> list[Problem]:
+def compare(
+    path: Path,
+    dense: Path,
+    *,
+    jobs: int | None = None,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> list[Problem]:
     """Compares two checkpoints tensor by tensor: names, dtypes, shapes and every bit.
 
     Either may be a file or a directory, Endor or plain, sharded in its own way.
 
+    Args:
+        path: the one whose files are worked on in parallel.
+        dense: the other.
+        jobs, executor, progress: as in :func:`pyendor.convert.compress`.
+
     Raises:
         FormatError, UnsupportedError: one of them cannot be read.
+        OSError: it cannot be read, or the executor gave up.
     """
-    problems = []
-    with ExitStack() as stack:
-        ours, theirs = (_tensors(side, stack) for side in (path, dense))
-        for name in sorted(ours.keys() | theirs.keys()):
-            if name not in theirs or name not in ours:
-                where = dense if name not in theirs else path
-                problems.append(_different(path, name, f"is not in {where}"))
-                continue
-            difference = _difference(ours[name], theirs[name], name)
-            if difference is not None:
-                problems.append(_different(path, name, difference))
-            elif progress is not None:
-                progress(ours[name].tensor(name).nbytes)
-    return problems
+    ours, theirs = (_places(side) for side in (path, dense))
+    absent = [
+        _different(path, name, f"is not in {dense if name in ours else path}")
+        for name in ours.keys() ^ theirs.keys()
+    ]
+    in_common: dict[Path, dict[str, Path]] = {}
+    for name, held in ours.items():
+        if name in theirs:
+            in_common.setdefault(held, {})[name] = theirs[name]
+    work = [_Comparison(path, held, others) for held, others in in_common.items()]
+    found: dict[int, list[Problem]] = {}
+    run_jobs(work, found.__setitem__, jobs=jobs, executor=executor, progress=progress)
+    return sorted([*absent, *itertools.chain(*found.values())], key=lambda problem: problem.tensor or "")
 
 
-def _tensors(path: Path, stack: ExitStack) -> dict[str, File]:
-    found: dict[str, File] = {}
+def _places(path: Path) -> dict[str, Path]:
+    """The tensors of a file or directory, and the files that they are in."""
+    found: dict[str, Path] = {}
     for name in checkpoint.weight_files(path):
-        opened = stack.enter_context(file.open_file(name))
-        found.update(dict.fromkeys(opened.layout.tensors, opened))
+        with file.open_file(name) as opened:
+            found.update(dict.fromkeys(opened.layout.tensors, name.absolute()))
     return found
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The job of comparing the tensors of one file with those of the other checkpoint.
+
+    Attributes:
+        root: what the file belongs to, for messages.
+        path: the file.
+        others: its tensors that the other checkpoint has too, and the files there.
+    """
+
+    root: Path
+    path: Path
+    others: dict[str, Path]
+
+    def __str__(self) -> str:
+        return quote(str(self.path))
+
+    def run(self, progress: Progress) -> list[Problem]:
+        """Compares them."""
+        problems = []
+        with ExitStack() as stack:
+            ours = stack.enter_context(file.open_file(self.path))
+            theirs = {name: stack.enter_context(file.open_file(name)) for name in set(self.others.values())}
+            for name, other in self.others.items():
+                difference = _difference(ours, theirs[other], name)
+                if difference is not None:
+                    problems.append(_different(self.root, name, difference))
+                progress(ours.tensor(name).nbytes)
+        return problems
 
 
 def _difference(ours: File, theirs: File, name: str) -> str | None:
@@ -235,8 +279,9 @@ def _difference(ours: File, theirs: File, name: str) -> str | None:
     left, right = ours.get_bytes(name), theirs.get_bytes(name)
     if np.array_equal(left, right):
         return None
-    unequal = np.flatnonzero(left != right)
-    return f"differs in {unequal.size} bytes, the first of them byte {unequal[0]} of its dense data"
+    unequal = left != right
+    number, first = np.count_nonzero(unequal), int(unequal.argmax())
+    return f"differs in {number} bytes, the first of them byte {first} of its dense data"
 
 
 def _different(path: Path, tensor: str, message: str) -> Problem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -155,9 +156,11 @@ def test_help_is_honest_about_pruning() -> None:
     assert "format 1.1" in endor("--version").stdout
 
 
-def test_progress_on_a_terminal(sharded: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", ["1", "3"])
+def test_progress_on_a_terminal(sharded: Path, tmp_path: Path, number: str) -> None:
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "pyendor", "compress", str(sharded), str(tmp_path / "x")]
+    arguments = ["compress", str(sharded), str(tmp_path / "x"), "--jobs", number]
+    command = [sys.executable, "-m", "pyendor", *arguments]
     with subprocess.Popen(command, stderr=follower, stdout=subprocess.PIPE) as run:
         os.close(follower)
         shown = b""
@@ -169,3 +172,4 @@ def test_progress_on_a_terminal(sharded: Path, tmp_path: Path) -> None:
     os.close(leader)
     assert run.returncode == 0
     assert b"compressing" in shown
+    assert re.search(rb"(?<![0-9.])([0-9.]+)/\1 [kM]B", shown)  # all of it

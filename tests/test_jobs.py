@@ -18,9 +18,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import tree
+from safetensors.numpy import save_file
 from test_cli import endor
 
-from pyendor import convert, jobs, parallel, verify, writer
+from pyendor import convert, file, jobs, parallel, verify, writer
 from pyendor.errors import UsageError
 from pyendor.jobs import Progress
 
@@ -81,6 +82,28 @@ def test_bytes_and_findings_do_not_depend_on_the_executor(
         assert alone.problems
         assert asdict(verify.verify(tmp_path / "endor", sums=True, executor=executor)) == asdict(alone)
         assert asdict(verify.verify(tmp_path / "endor", sums=True, jobs=3)) == asdict(alone)
+
+
+@pytest.mark.parametrize("make", [lambda: ThreadPoolExecutor(3), processes], ids=["threads", "processes"])
+def test_differences_do_not_depend_on_the_executor(
+    model: Path, tmp_path: Path, make: Callable[[], Executor]
+) -> None:
+    convert.compress(model, tmp_path / "endor")
+    other = model / "model-00004-of-00005.safetensors"
+    data = bytearray(other.read_bytes())
+    data[-3] ^= 1
+    data[-1] ^= 1
+    other.write_bytes(data)
+    alone = verify.compare(tmp_path / "endor", model, jobs=1)
+    assert [(problem.tensor, problem.message) for problem in alone] == [
+        ("layers.3.1.weight", "differs in 2 bytes, the first of them byte 65533 of its dense data")
+    ]
+    bytes_done: list[int] = []
+    with make() as executor:
+        assert (
+            verify.compare(tmp_path / "endor", model, executor=executor, progress=bytes_done.append) == alone
+        )
+    assert sum(bytes_done) == 10 << 16
 
 
 def test_jobs_on_the_command_line(model: Path, tmp_path: Path) -> None:
@@ -177,11 +200,19 @@ def look():
         time.sleep(0.001)
 thread = threading.Thread(target=look)
 thread.start()
-app(sys.argv[1:], standalone_mode=False)
+code = app(sys.argv[1:], standalone_mode=False)
 going = False
 thread.join()
 print(peak)
+sys.exit(code)
 """
+
+
+def peak_memory(where: Path, *arguments: str) -> int:
+    """The most memory of its own, in bytes, that the command takes."""
+    command = [sys.executable, "-c", MEASURED, *arguments]
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -194,18 +225,37 @@ def test_memory_is_bounded_for_each_job(tmp_path: Path, number: int) -> None:
         ["compress", "dense", "endor"],
         ["verify", "endor"],
         ["verify", "endor", "--sums"],
+        ["verify", "endor", "--against", "dense"],
         ["decompress", "endor", "back"],
     ):
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURED, *command, "--jobs", str(number)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        peak = int(done.stdout.split()[-1])
+        peak = peak_memory(tmp_path, *command, "--jobs", str(number))
         print(f"{' '.join(command)}: {peak / 1e6:.0f} MB of {limit / 1e6:.0f}")
         assert peak <= limit, command
+
+
+def test_memory_is_bounded_where_bitmasks_are_imported(tmp_path: Path) -> None:
+    tensor = 64 * MIB
+    limit = 300_000_000 + 3 * tensor
+    dense = np.ones((4096, tensor // 8192), np.float16)
+    dense[:, ::2] = 0
+    parts = {
+        "bitmask": np.packbits(dense != 0, axis=-1, bitorder="little"),
+        "compressed": dense[dense != 0],
+        "row_offsets": np.arange(0, dense.size // 2, dense.shape[1] // 2, np.int64),
+        "shape": np.array(dense.shape, np.int64),
+    }
+    (tmp_path / "packed").mkdir()
+    arrays = {f"layers.{place}.{part}": array for place in range(18) for part, array in parts.items()}
+    save_file(arrays, tmp_path / "packed" / "model.safetensors")
+    config = {"quantization_config": {"sparsity_config": {"format": "sparse-bitmask"}}}
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
+    assert (tmp_path / "packed" / "model.safetensors").stat().st_size > limit
+    peak = peak_memory(tmp_path, "compress", "packed", "endor", "--jobs", "1")
+    print(f"import: {peak / 1e6:.0f} MB of {limit / 1e6:.0f}")
+    assert peak <= limit
+    with file.open_file(tmp_path / "endor" / "model.endor.safetensors") as opened:
+        assert len(opened.layout.tensors) == 18
+        assert opened.get_bytes("layers.17.weight").tobytes() == dense.tobytes()
 
 
 @pytest.fixture(scope="module")
