@@ -200,7 +200,7 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
 
     def get_slice(self, name: str) -> TensorSlice:
         """A tensor to be indexed: ``get_slice(name)[:, 8:16]`` reads and decodes only what that needs."""
-        return TensorSlice(self._file, self._file.tensor(name), self._device)
+        return TensorSlice(self._file, self._file.tensor(name), self._device, verify=self._verify)
 
 
 def iter_weights(
@@ -248,17 +248,23 @@ def iter_weights(
 class TensorSlice(Sliceable):
     """A tensor of an open file that is indexed as the tensor would be."""
 
-    def __init__(self, opened: file.File, tensor: layout.Tensor, device: torch.device) -> None:
+    def __init__(
+        self, opened: file.File, tensor: layout.Tensor, device: torch.device, *, verify: bool = False
+    ) -> None:
         super().__init__(opened, tensor)
         self._device = device
+        self._verify = verify
 
     def __getitem__(self, index: Any) -> Tensor:
         dtype = _dtype(self._tensor)
         # A tensor of that shape that is nowhere: where a view begins and how it strides is all that is asked.
         nowhere = torch.empty(_shape(self._tensor.shape, dtype), dtype=torch.uint8, device="meta")
         view = nowhere[index] if _is_basic(index) else None
+        if view is not None and view.shape == nowhere.shape and view.is_contiguous():
+            data = self._file.get_bytes(self._tensor.name, verify=self._verify)
+            return _view(data, dtype, self._tensor.shape).to(self._device)
         if view is None or dtype == _PACKED:
-            data = self._file.get_bytes(self._tensor.name)
+            data = self._file.get_bytes(self._tensor.name, verify=self._verify)
             return _view(data, dtype, self._tensor.shape)[index].clone().to(self._device)
         data = self._file.cut(self._tensor.name, int(view.storage_offset()), view.shape, view.stride())
         return _view(data, dtype, tuple(view.shape)).to(self._device)
