@@ -186,9 +186,7 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
 
     def get_tensor(self, name: str) -> Tensor:
         """One tensor, decoded into new memory."""
-        tensor = self._file.tensor(name)
-        dtype = _dtype(tensor)
-        return _view(self._file.get_bytes(name, verify=self._verify), dtype, tensor.shape).to(self._device)
+        return read(self._file, name, verify=self._verify).to(self._device)
 
     def get_tensors(self) -> dict[str, Tensor]:
         """All tensors, decoded into new memory, in the order of their data."""
@@ -227,22 +225,27 @@ def iter_weights(
         names = ((one, name) for one in opened for name in one.layout.tensors)
         pool = stack.enter_context(ThreadPoolExecutor(1, "pyendor-prefetch"))
 
-        def read(one: file.File, name: str) -> tuple[str, Tensor]:
-            tensor = one.tensor(name)
-            dtype = _dtype(tensor)
-            return name, _view(one.get_bytes(name, verify=verify), dtype, tensor.shape).to(where)
+        def fetch(one: file.File, name: str) -> tuple[str, Tensor]:
+            return name, read(one, name, verify=verify).to(where)
 
         waiting: deque[Future[tuple[str, Tensor]]] = deque()
         stack.callback(lambda: [future.cancel() for future in waiting])
         for one, name in names:
             if prefetch < 1:
-                yield read(one, name)
+                yield fetch(one, name)
                 continue
-            waiting.append(pool.submit(read, one, name))
+            waiting.append(pool.submit(fetch, one, name))
             if len(waiting) > prefetch:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def read(opened: file.File, name: str, *, verify: bool = False) -> Tensor:
+    """One tensor of an open file, decoded into new memory on the CPU."""
+    tensor = opened.tensor(name)
+    dtype = torch_dtype(tensor)
+    return _view(opened.get_bytes(name, verify=verify), dtype, tensor.shape)
 
 
 class TensorSlice(Sliceable):
@@ -256,7 +259,7 @@ class TensorSlice(Sliceable):
         self._verify = verify
 
     def __getitem__(self, index: Any) -> Tensor:
-        dtype = _dtype(self._tensor)
+        dtype = torch_dtype(self._tensor)
         # A tensor of that shape that is nowhere: where a view begins and how it strides is all that is asked.
         nowhere = torch.empty(_shape(self._tensor.shape, dtype), dtype=torch.uint8, device="meta")
         view = nowhere[index] if _is_basic(index) else None
@@ -288,7 +291,12 @@ def _device(device: Device) -> torch.device:
     return found
 
 
-def _dtype(tensor: layout.Tensor) -> torch.dtype:
+def torch_dtype(tensor: layout.Tensor) -> torch.dtype:
+    """What PyTorch calls the type of a tensor.
+
+    Raises:
+        UnsupportedError: it does not have it, or this build cannot read the tensor.
+    """
     name = dtype_of(tensor).torch
     dtype = getattr(torch, name, None) if name is not None else None
     if dtype is None:
@@ -310,7 +318,7 @@ def _tensors(
     opened: file.File, device: torch.device | None = None, *, verify: bool = False
 ) -> dict[str, Tensor]:
     tensors = opened.layout.tensors
-    wanted = {name: _dtype(tensor) for name, tensor in tensors.items()}
+    wanted = {name: torch_dtype(tensor) for name, tensor in tensors.items()}
     data = opened.load(verify=verify)
     return {
         name: _view(data.pop(name), dtype, tensors[name].shape).to(device or "cpu")

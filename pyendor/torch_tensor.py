@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -69,20 +69,39 @@ class EndorTensor(Tensor):
 
     Args:
         parts: by role, in the order of B-2: ``uint8`` tensors of one dimension on one device, which are kept.
+            Or an encoded tensor, of which a parameter is made, as its class is called by those who put
+            parameters of any class in the place of others (accelerate).
         meta: the entry of the tensor, of a supported encoding.
+        requires_grad: of the parameter.
     """
 
     meta: TensorMeta
 
     @staticmethod
-    def __new__(cls, parts: Mapping[str, Tensor], meta: TensorMeta) -> EndorTensor:
+    def __new__(
+        cls,
+        parts: Mapping[str, Tensor] | Tensor,
+        meta: TensorMeta | None = None,
+        *,
+        requires_grad: bool = False,
+    ) -> EndorTensor:
+        if isinstance(parts, Tensor):
+            return cast(EndorTensor, torch.nn.Parameter(parts, requires_grad=requires_grad))
+        assert meta is not None
         made: EndorTensor = Tensor._make_wrapper_subclass(
             cls, meta.shape, dtype=_torch_dtype(meta), device=parts["values"].device, requires_grad=False
         )
         return made
 
-    def __init__(self, parts: Mapping[str, Tensor], meta: TensorMeta) -> None:
-        self._take(parts, meta)
+    def __init__(
+        self,
+        parts: Mapping[str, Tensor] | Tensor,
+        meta: TensorMeta | None = None,
+        *,
+        requires_grad: bool = False,
+    ) -> None:
+        if meta is not None and not isinstance(parts, Tensor):
+            self._take(parts, meta)
 
     def _take(self, parts: Mapping[str, Tensor], meta: TensorMeta) -> None:
         self.meta = replace(meta, digest=None)
@@ -160,6 +179,11 @@ class EndorTensor(Tensor):
     def encoded_nbytes(self) -> int:
         """Bytes of the parts; ``nbytes`` are those of the dense tensor."""
         return sum(part.numel() for part in self.parts.values())
+
+    def data_ptr(self) -> int:
+        """Where the first part that has bytes is: like that of other tensors it tells them apart."""
+        pointers = (part.data_ptr() for part in self.parts.values())
+        return next((pointer for pointer in pointers if pointer), 0)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> EndorTensor:
         return EndorTensor({role: function(part) for role, part in self.parts.items()}, self.meta)

@@ -88,6 +88,18 @@ def load(data: bytes) -> dict[str, Tensor]:
     return front.load(data) if ours else safetensors.torch.load(data)
 
 
+def save_file(
+    tensors: dict[str, Tensor], filename: str | os.PathLike[str], *args: Any, **options: Any
+) -> None:
+    """What ``safetensors.torch.save_file`` does; as Endor while an Endor checkpoint is being loaded.
+
+    Transformers saves so what it has fused and offloads to disk.
+    """
+    ours = _loading.get() is not None or any(isinstance(one, EndorTensor) for one in tensors.values())
+    save = front.save_file if ours else safetensors.torch.save_file
+    save(tensors, filename, *args, **options)
+
+
 def is_endor(stock: Any) -> bool:
     """Whether a file that safetensors has opened is Endor, or was before it lost its metadata."""
     if metadata.KEY in (stock.metadata() or {}):
@@ -142,6 +154,7 @@ def install() -> None:
         "safe_open": safe_open,
         "safe_load_file": load_file,
         "_safe_load_bytes": load,
+        "save_file": save_file,
     }
     for name in (REQUIRED, *OTHERS):
         module = _module(name)
