@@ -258,6 +258,11 @@ class TensorSlice(Sliceable):
         self._device = device
         self._verify = verify
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Its type, as PyTorch calls it."""
+        return torch_dtype(self._tensor)
+
     def __getitem__(self, index: Any) -> Tensor:
         dtype = torch_dtype(self._tensor)
         # A tensor of that shape that is nowhere: where a view begins and how it strides is all that is asked.
