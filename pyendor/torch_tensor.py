@@ -221,6 +221,8 @@ class EndorTensor(Tensor):
                 return first._each(lambda part: func(part, *args[1:], **options))
             if func in _CUTTING and (part := _cut(first, func, args[1:], kwargs)) is not None:
                 return part
+            if func is torch.ops.aten.embedding.default and (part := _rows(first, args[1])) is not None:
+                return part
             if func is torch.ops.aten.copy_.default:
                 return _copy(first, args[1])
             if func is torch.ops.aten.is_pinned.default:
@@ -243,14 +245,37 @@ _KEEPING = {
 _CUTTING = {torch.ops.aten.slice.Tensor, torch.ops.aten.select.int}
 
 
+# Elements or rows one by one cost more than the same number of those beside each other.
+_FEW = 16
+
+
+def _on_cpu(tensor: EndorTensor) -> bool:
+    """Whether its parts can be read here and now; not where operators are only noted down, as by torch.compile."""
+    return tensor.device.type == "cpu" and all(type(part) is Tensor for part in tensor.parts.values())
+
+
+def _rows(tensor: EndorTensor, indices: Tensor) -> Tensor | None:
+    """The rows of an embedding that are looked up; None where decoding everything is better."""
+    if tensor.ndim != 2 or not _on_cpu(tensor) or type(indices) is not Tensor or not indices.numel():
+        return None
+    rows, places = torch.unique(indices, return_inverse=True)
+    if _FEW * rows.numel() > tensor.shape[0] or rows[0] < 0 or rows[-1] >= tensor.shape[0]:
+        return None
+    tensor._require_own_memory()
+    encoded, width = tensor.to_encoded(), tensor.shape[1]
+    out = layout.allocate(rows.numel() * width * tensor.element_size())
+    for row, at in zip(rows.tolist(), range(0, out.size, width * tensor.element_size()), strict=True):
+        encoded.take(row * width, (width,), (1,), out=out[at:])
+    return from_bytes(out, tensor.dtype, (rows.numel(), width))[places]
+
+
 def _cut(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor | None:
     """The part; None where decoding everything is better, or is only noted down, as by torch.compile."""
-    if tensor.device.type != "cpu" or any(type(part) is not Tensor for part in tensor.parts.values()):
+    if not _on_cpu(tensor):
         return None
     # Of a tensor that is nowhere: where a view of it begins and how it strides is all that is asked.
     view = func(torch.empty(tensor.shape, dtype=torch.uint8, device="meta"), *args, **options)
-    # Elements one by one cost more than the same number of those beside each other.
-    if view.ndim and view.stride(-1) != 1 and 16 * view.numel() > tensor.numel():
+    if view.ndim and view.stride(-1) != 1 and _FEW * view.numel() > tensor.numel():
         return None
     tensor._require_own_memory()
     data = tensor.to_encoded().take(int(view.storage_offset()), view.shape, view.stride())
