@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 import torch.distributed.checkpoint as dcp  # noqa: E402
 
-from pyendor import convert, errors, file, layout  # noqa: E402
+from pyendor import convert, errors, file, layout, prune  # noqa: E402
 from pyendor.distributed import EndorReader  # noqa: E402
 from pyendor.torch import load_file, save_file  # noqa: E402
 
@@ -144,13 +144,16 @@ def work(rank: int, ranks: int, port: int, path: Path, out: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_every_rank_reads_its_slices(ranks: int, path: Path, tmp_path: Path) -> None:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_every_rank_reads_its_slices(ranks: int, path: Path, tmp_path: Path) -> None:
     before = tree(path)
-    torch.multiprocessing.spawn(work, (ranks, port, path, tmp_path), nprocs=ranks)
+    torch.multiprocessing.spawn(work, (ranks, free_port(), path, tmp_path), nprocs=ranks)
     assert tree(path) == before
     total = sum(weights.stat().st_size for weights in path.glob("*.safetensors"))
     rows = WIDTH // ranks
@@ -168,6 +171,69 @@ def test_every_rank_reads_its_slices(ranks: int, path: Path, tmp_path: Path) -> 
         assert 0.9 * total / ranks < found["fsdp"]["bytes"] < total / ranks + slack
         # Of a matrix that is split by columns every block of 4096 elements is wanted by everyone.
         assert found["tp"]["bytes"] < total / ranks / 2 + total / 2 + slack
+
+
+def parallel_transformers(rank: int, ranks: int, port: int, path: Path, out: Path) -> None:
+    """Tensor parallelism as transformers does it, of a model with fused experts."""
+    import transformers
+
+    import pyendor.transformers  # noqa: F401
+
+    torch.set_num_threads(1)
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "HF_HUB_OFFLINE": "1"})
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)})
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+    from torch.distributed.tensor import DTensor
+    from transformers.distributed import DistributedConfig
+
+    whole: list[str] = []
+    get_bytes = file.File.get_bytes
+
+    def spy(self: file.File, name: str, **options: Any) -> Any:
+        whole.append(name)
+        return get_bytes(self, name, **options)
+
+    file.File.get_bytes = spy  # type: ignore[method-assign]
+    load = transformers.MixtralForCausalLM.from_pretrained
+    reference = load(path / "dense", dtype="auto")
+    model = load(
+        path / "endor", variant="endor", dtype="auto", distributed_config=DistributedConfig(tp_plan="auto")
+    )
+    equal = {
+        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).equal(
+            reference.get_parameter(name)
+        )
+        for name, tensor in model.named_parameters()
+    }
+    sharded = [name for name, tensor in model.named_parameters() if isinstance(tensor, DTensor)]
+    found = {"equal": equal, "sharded": sharded, "whole": whole}
+    (out / f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_tensor_parallelism_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5")
+    config = transformers.MixtralConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+    )
+    torch.manual_seed(20240617)
+    transformers.MixtralForCausalLM(config).bfloat16().save_pretrained(tmp_path / "x")
+    prune.prune(tmp_path / "x", tmp_path / "dense", prune.Options())
+    convert.compress(tmp_path / "dense", tmp_path / "endor")
+    arguments = (2, free_port(), tmp_path, tmp_path)
+    torch.multiprocessing.spawn(parallel_transformers, arguments, nprocs=2)
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert all(found["equal"].values())
+        assert any("experts" in name for name in found["sharded"])
+        assert any("self_attn" in name for name in found["sharded"])
+        assert not any("experts" in name or "self_attn" in name for name in found["whole"])
 
 
 def test_only_the_blocks_that_are_wanted_are_decoded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -436,6 +436,53 @@ def test_quantized_in_a_way_that_nobody_knows(zoo: Path, tmp_path: Path, inner: 
         stock(tmp_path / "x", variant="endor")
 
 
+# What others have pruned
+
+
+def test_what_llm_compressor_leaves(zoo: Path, tmp_path: Path) -> None:
+    """A directory as ``oneshot`` and ``save_pretrained(save_compressed=False)`` of llm-compressor write it."""
+    source = tmp_path / "pruned"
+    shutil.copytree(zoo / "llama" / "pruned", source)
+    recipe = (
+        "default_stage:\n  default_modifiers:\n    SparseGPTModifier:\n      sparsity: 0.5\n"
+        "      mask_structure: '0:0'\n      targets: [Linear]\n      ignore: [lm_head]\n"
+    )
+    (source / "recipe.yaml").write_text(recipe)
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "tokenizer_config.json").write_text("{}")
+    before = tree(source)
+    endor = [sys.executable, "-m", "pyendor"]
+    subprocess.run([*endor, "compress", source, tmp_path / "endor"], check=True, capture_output=True)
+    assert tree(source) == before
+    after = tree(tmp_path / "endor")
+    for name in ("recipe.yaml", "chat_template.jinja", "tokenizer_config.json", "generation_config.json"):
+        assert after[name] == before[name]
+    assert same(logits(plugin.from_pretrained(tmp_path / "endor")), logits(stock(source)))
+    subprocess.run([*endor, "decompress", tmp_path / "endor", tmp_path / "back"], check=True, capture_output=True)
+    assert tree(tmp_path / "back") == before
+
+
+def test_what_older_releases_of_it_leave(zoo: Path, tmp_path: Path) -> None:
+    """They say in the config that weights are dense; of a quantizer that is not installed this is an error."""
+    source = tmp_path / "pruned"
+    shutil.copytree(zoo / "llama" / "single", source)
+    config = json.loads((source / "config.json").read_text())
+    sparsity = {"format": "dense", "global_sparsity": 0.5, "sparsity_structure": "unstructured"}
+    config["quantization_config"] = {"quant_method": "compressed-tensors", "sparsity_config": sparsity}
+    (source / "config.json").write_text(json.dumps(config))
+    convert.compress(source, tmp_path / "endor")
+    convert.decompress(tmp_path / "endor", tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(source)
+    outcomes = []
+    for path, variant in ((source, None), (tmp_path / "endor", "endor")):
+        try:
+            outcomes.append(logits(stock(path, variant=variant)).tolist())
+        except ImportError as error:
+            assert "compressed-tensors" in str(error)  # noqa: PT017
+            outcomes.append("not installed")
+    assert outcomes[0] == outcomes[1]
+
+
 # Saving
 
 

@@ -41,23 +41,31 @@ OTHERS = (
 
 
 class Loading(Protocol):
-    """How the model that is being loaded is to be loaded."""
+    """What loads a model, for as long as it is there."""
 
-    keep_compressed: bool
-    verify: bool
+    @property
+    def keep_compressed(self) -> bool: ...
+
+    @property
+    def verify(self) -> bool: ...
 
 
 _loading: ContextVar[weakref.ref[Loading] | None] = ContextVar("_loading", default=None)
 
 
 def begin(loading: Loading) -> None:
-    """Says how files that this thread opens from now on are read."""
+    """Says how files that this thread opens from now on are read; forgotten with ``loading`` if that fails."""
     _loading.set(weakref.ref(loading))
 
 
 def end() -> None:
     """Takes back what :func:`begin` said."""
     _loading.set(None)
+
+
+def _current() -> Loading | None:
+    reference = _loading.get()
+    return reference() if reference is not None else None
 
 
 def safe_open(
@@ -68,9 +76,7 @@ def safe_open(
     if not is_endor(stock):
         return stock
     stock.__exit__(None, None, None)
-    reference = _loading.get()
-    loading = reference() if reference is not None else None
-    return Opened(filename, framework, device, loading)
+    return Opened(filename, framework, device, _current())
 
 
 def load_file(filename: str | os.PathLike[str], device: Any = "cpu", **options: Any) -> dict[str, Tensor]:
@@ -95,7 +101,7 @@ def save_file(
 
     Transformers saves so what it has fused and offloads to disk.
     """
-    ours = _loading.get() is not None or any(isinstance(one, EndorTensor) for one in tensors.values())
+    ours = _current() is not None or any(isinstance(one, EndorTensor) for one in tensors.values())
     save = front.save_file if ours else safetensors.torch.save_file
     save(tensors, filename, *args, **options)
 

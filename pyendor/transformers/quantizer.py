@@ -39,7 +39,17 @@ class EndorQuantizer(HfQuantizer):
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Called before any file is opened, by the thread that will."""
-        files.begin(self.quantization_config)
+        files.begin(self)
+
+    @property
+    def keep_compressed(self) -> bool:
+        """Whether weights stay encoded."""
+        return self.quantization_config.keep_compressed
+
+    @property
+    def verify(self) -> bool:
+        """Whether digests are checked."""
+        return self.quantization_config.verify
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
         """As without a quantizer: whatever the model wants."""
@@ -52,7 +62,7 @@ class EndorQuantizer(HfQuantizer):
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
         """Encodes anew what transformers fuses, tensor by tensor, so that experts stay encoded."""
         conversions = super().update_weight_conversions(weight_conversions, model)
-        if not self.quantization_config.keep_compressed:
+        if not self.keep_compressed:
             return list(conversions)
         return [_encoding(conversion) for conversion in conversions]
 
@@ -61,7 +71,7 @@ class EndorQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         files.end()
-        if self.quantization_config.keep_compressed:
+        if self.keep_compressed:
             keep(model)
         elif getattr(model.config, "quantization_config", None) is not None:  # transformers 4
             self.remove_quantization_config(model)
