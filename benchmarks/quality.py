@@ -49,7 +49,9 @@ def embeddings(model: Path, sentences: list[str]) -> Tensor:
     return torch.nn.functional.normalize(torch.stack(found), dim=1)
 
 
-def measure(sparsities: tuple[float, ...] = SPARSITIES, sentences: int = SENTENCES) -> list[dict[str, object]]:
+def measure(
+    sparsities: tuple[float, ...] = SPARSITIES, sentences: int = SENTENCES
+) -> list[dict[str, object]]:
     """The mean cosine, and that of the worst twentieth, by method and sparsity."""
     texts = held_out_texts(sentences)
     reference = embeddings(MODEL, texts)
@@ -95,7 +97,7 @@ def page() -> str:
 
 def main() -> None:
     """Measures, unless only the table is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--table", action="store_true")
     if not parser.parse_args().table:
         results = {"sentences": SENTENCES, "calibration": CALIBRATION, "rows": measure()}

@@ -93,7 +93,7 @@ class EncodedWeights(Mapping[str, Tensor]):
         if lacking:
             shown = ", ".join(map(quote, lacking[:_SHOWN])) + (" and more" if len(lacking) > _SHOWN else "")
             raise UsageError(
-                f"the checkpoint has no {shown}. If the model has other names for its weights, or fuses some, "
+                f"the checkpoint has no {shown}. If the model has other names for its weights or fuses some, "
                 "load it with pyendor.transformers.from_pretrained(path, keep_compressed=True) and pass the "
                 "state_dict() of that"
             )

@@ -219,9 +219,7 @@ class EndorTensor(Tensor):
                     key: value for key, value in kwargs.items() if key not in {"dtype", "memory_format"}
                 }
                 return first._each(lambda part: func(part, *args[1:], **options))
-            if func in _CUTTING and (part := _cut(first, func, args[1:], kwargs)) is not None:
-                return part
-            if func is torch.ops.aten.embedding.default and (part := _rows(first, args[1])) is not None:
+            if (part := _part(first, func, args[1:], kwargs)) is not None:
                 return part
             if func is torch.ops.aten.copy_.default:
                 return _copy(first, args[1])
@@ -250,8 +248,17 @@ _FEW = 16
 
 
 def _on_cpu(tensor: EndorTensor) -> bool:
-    """Whether its parts can be read here and now; not where operators are only noted down, as by torch.compile."""
+    """Whether its parts can be read; not where operators are only noted down, as by torch.compile."""
     return tensor.device.type == "cpu" and all(type(part) is Tensor for part in tensor.parts.values())
+
+
+def _part(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor | None:
+    """What an operator takes of a tensor if it need not be decoded for that as a whole."""
+    if func in _CUTTING:
+        return _cut(tensor, func, args, options)
+    if func is torch.ops.aten.embedding.default:
+        return _rows(tensor, args[0])
+    return None
 
 
 def _rows(tensor: EndorTensor, indices: Tensor) -> Tensor | None:

@@ -198,8 +198,8 @@ class _Model:
         source = self._source(name)
         if source is None:
             raise UsageError(
-                f"the checkpoint has no tensor for the parameter {quote(name)}; if transformers fuses it from "
-                "others, as it does experts, Wanda cannot be had here: use llm-compressor"
+                f"the checkpoint has no tensor for the parameter {quote(name)}; if transformers fuses it "
+                "from others, as it does experts, Wanda cannot be had here: use llm-compressor"
             )
         opened = self.places[source]
         tensor, found = read(opened, source), opened.tensor(source).dtype
@@ -257,7 +257,7 @@ class _Chain:
         self._goal = ""
         self._place = 0
         for name, block in blocks.items():
-            block.forward = self._guarded(name, block.forward)  # type: ignore[method-assign]
+            block.forward = self._guarded(name, block.forward)
 
     def run(self, model: _Model, goal: str, sample: _Sample) -> Any:
         """What a block puts out for a text."""
@@ -312,7 +312,7 @@ def _samples(source: Path, config: Any, calibration: Calibration) -> list[_Sampl
         raise UsageError(f"{quote(str(source))} has no tokenizer that can be loaded: {error}") from error
     limits = (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length)
     length = min(calibration.length, *(limit for limit in limits if limit))
-    samples = []
+    samples: list[_Sample] = []
     for text in calibration.texts:
         tokens = tokenizer(text, truncation=True, max_length=length, return_tensors="pt")
         if tokens["input_ids"].numel():

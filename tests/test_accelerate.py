@@ -142,9 +142,7 @@ def test_what_moves_is_encoded(path: Path) -> None:
 
 def test_a_mapping(path: Path) -> None:
     weights = EncodedWeights(path)
-    assert set(weights) == {
-        name for name in Tied().state_dict() if name != "head.weight"
-    }
+    assert set(weights) == {name for name in Tied().state_dict() if name != "head.weight"}
     assert len(weights) == len(list(weights))
     assert "scale" in weights
     assert "head.weight" not in weights

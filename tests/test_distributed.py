@@ -58,7 +58,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "dense").mkdir()
     weight_map = {}
     for name, keys in shards.items():
-        save_dense({key: state[key] for key in keys}, root / "dense" / f"{name}.safetensors", {"format": "pt"})
+        save_dense(
+            {key: state[key] for key in keys}, root / "dense" / f"{name}.safetensors", {"format": "pt"}
+        )
         weight_map |= dict.fromkeys(keys, f"{name}.safetensors")
     index = {"metadata": {}, "weight_map": weight_map}
     (root / "dense" / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -75,7 +77,7 @@ def everything(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def mapped() -> Iterator[list[int]]:
-    """How many bytes of Endor files this process has touched, as the system counts pages, when each is closed."""
+    """How many bytes of each file this process has touched when it closes it, as the system counts pages."""
     counts: list[int] = []
     close = file.File.close
 
@@ -305,7 +307,7 @@ def test_other_names(path: Path) -> None:
 def test_what_does_not_fit(path: Path, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="other"):
         dcp.load({"other": torch.zeros(4)}, storage_reader=EndorReader(path))
-    with pytest.raises(Exception, match="up.weight"):
+    with pytest.raises(Exception, match=r"up\.weight"):
         dcp.load({"up.weight": torch.zeros(8, 8)}, storage_reader=EndorReader(path))
     weight = torch.zeros(64, 64)
     weight[::2] = 1

@@ -440,7 +440,7 @@ def test_quantized_in_a_way_that_nobody_knows(zoo: Path, tmp_path: Path, inner: 
 
 
 def test_what_llm_compressor_leaves(zoo: Path, tmp_path: Path) -> None:
-    """A directory as ``oneshot`` and ``save_pretrained(save_compressed=False)`` of llm-compressor write it."""
+    """A directory as ``oneshot`` and ``save_pretrained(save_compressed=False)`` of it write one."""
     source = tmp_path / "pruned"
     shutil.copytree(zoo / "llama" / "pruned", source)
     recipe = (
@@ -458,12 +458,14 @@ def test_what_llm_compressor_leaves(zoo: Path, tmp_path: Path) -> None:
     for name in ("recipe.yaml", "chat_template.jinja", "tokenizer_config.json", "generation_config.json"):
         assert after[name] == before[name]
     assert same(logits(plugin.from_pretrained(tmp_path / "endor")), logits(stock(source)))
-    subprocess.run([*endor, "decompress", tmp_path / "endor", tmp_path / "back"], check=True, capture_output=True)
+    subprocess.run(
+        [*endor, "decompress", tmp_path / "endor", tmp_path / "back"], check=True, capture_output=True
+    )
     assert tree(tmp_path / "back") == before
 
 
 def test_what_older_releases_of_it_leave(zoo: Path, tmp_path: Path) -> None:
-    """They say in the config that weights are dense; of a quantizer that is not installed this is an error."""
+    """They say in the config that weights are dense; without the quantizer that is meant it is an error."""
     source = tmp_path / "pruned"
     shutil.copytree(zoo / "llama" / "single", source)
     config = json.loads((source / "config.json").read_text())
@@ -478,7 +480,7 @@ def test_what_older_releases_of_it_leave(zoo: Path, tmp_path: Path) -> None:
         try:
             outcomes.append(logits(stock(path, variant=variant)).tolist())
         except ImportError as error:
-            assert "compressed-tensors" in str(error)  # noqa: PT017
+            assert "compressed-tensors" in str(error)
             outcomes.append("not installed")
     assert outcomes[0] == outcomes[1]
 

@@ -1,4 +1,4 @@
-"""Wanda: the masks are those of the published method, block by block, and what cannot be pruned so is refused."""
+"""Wanda: the masks are those of the published method, block by block; what has none is refused."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ MODELS: dict[str, tuple[str, Any]] = {
     ),
     "opt": (
         "OPTForCausalLM",
-        lambda: transformers.OPTConfig(**SIZE, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=64),
+        lambda: transformers.OPTConfig(
+            **SIZE, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=64
+        ),
     ),
     # Matrices are stored transposed.
     "gpt2": (
@@ -134,6 +136,26 @@ def linears(block: Any) -> dict[str, Any]:
     return {name: one for name, one in block.named_modules() if isinstance(one, torch.nn.Linear | Conv1D)}
 
 
+def sums_of_squares(model: Any, block: Any, samples: list[Any]) -> dict[str, Any]:
+    """Of the inputs of all linear layers of a block, over all tokens."""
+    squares: dict[str, Any] = {}
+
+    def observer(name: str) -> Any:
+        def observe(_: Any, inputs: Any, __: Any) -> None:
+            columns = inputs[0].reshape(-1, inputs[0].shape[-1]).t().float()
+            squares[name] = squares.get(name, 0) + torch.norm(columns, p=2, dim=1) ** 2
+
+        return observe
+
+    hooks = [one.register_forward_hook(observer(name)) for name, one in linears(block).items()]
+    with torch.no_grad():
+        for sample in samples:
+            model(**sample)
+    for hook in hooks:
+        hook.remove()
+    return squares
+
+
 def check(source: Path, pruned: Path, blocks: str, sparsity: float, texts: list[str]) -> int:
     """Holds every block against the published formula, with the blocks before it pruned; counts elements."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
@@ -141,20 +163,7 @@ def check(source: Path, pruned: Path, blocks: str, sparsity: float, texts: list[
     model = transformers.AutoModel.from_pretrained(source, dtype=torch.float32)
     count = 0
     for number, block in enumerate(model.get_submodule(blocks)):
-        squares: dict[str, Any] = {}
-        hooks = []
-        for name, module in linears(block).items():
-
-            def observe(_: Any, inputs: Any, __: Any, name: str = name) -> None:
-                columns = inputs[0].reshape(-1, inputs[0].shape[-1]).t().float()
-                squares[name] = squares.get(name, 0) + torch.norm(columns, p=2, dim=1) ** 2
-
-            hooks.append(module.register_forward_hook(observe))
-        with torch.no_grad():
-            for text in texts:
-                model(**tokenizer(text, return_tensors="pt"))
-        for hook in hooks:
-            hook.remove()
+        squares = sums_of_squares(model, block, [tokenizer(text, return_tensors="pt") for text in texts])
         for name, module in linears(block).items():
             found = after.get_submodule(f"{blocks}.{number}.{name}").weight.data
             transposed = not isinstance(module, torch.nn.Linear)
@@ -204,9 +213,8 @@ def test_one_block_is_in_memory(
     chain = wanda._Chain.run
 
     def spy(self: Any, model: Any, goal: str, sample: Any) -> Any:
-        filled = {
-            name for name, block in model.blocks.items() for one in block.parameters() if one.device.type != "meta"
-        }
+        blocks = model.blocks.items()
+        filled = {name for name, one in blocks if any(t.device.type != "meta" for t in one.parameters())}
         there.append(filled)
         assert filled == {goal}
         return chain(self, model, goal, sample)

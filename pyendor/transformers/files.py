@@ -1,8 +1,8 @@
 """Lets transformers and accelerate open Endor files: their ``safe_open`` gets logical tensors from these.
 
 Both read weights through ``safe_open`` and slices of what it opens, and do everything else (names, experts
-that are fused, dtypes, devices, parallel shards, offload) with what they get. So this one place is enough, and
-a tensor of Endor goes every way that a dense one goes. Plain files are opened as before.
+that are fused, dtypes, devices, parallel shards, offload) with what they get. So this one place is enough,
+and a tensor of Endor goes every way that a dense one goes. Plain files are opened as before.
 
 Their modules hold ``safe_open`` under its name; there is no public way to give them another one. What is not
 found under its name in a version of theirs is not replaced, and then the shape of an encoded tensor is wrong
@@ -54,7 +54,7 @@ _loading: ContextVar[weakref.ref[Loading] | None] = ContextVar("_loading", defau
 
 
 def begin(loading: Loading) -> None:
-    """Says how files that this thread opens from now on are read; forgotten with ``loading`` if that fails."""
+    """Says how files that this thread opens from now on are read, as long as ``loading`` is there."""
     _loading.set(weakref.ref(loading))
 
 
@@ -72,7 +72,7 @@ def safe_open(
     filename: str | os.PathLike[str], framework: str = "pt", device: Any = "cpu", **options: Any
 ) -> Any:
     """What ``safetensors.safe_open`` gives, for an Endor file the same of its logical tensors."""
-    stock = safetensors.safe_open(filename, framework, device=device, **options)
+    stock: Any = safetensors.safe_open(filename, framework, device=device, **options)
     if not is_endor(stock):
         return stock
     stock.__exit__(None, None, None)

@@ -72,7 +72,9 @@ def from_pretrained(
     options.setdefault("dtype", "auto")
     loader = model_class if model_class is not None else _class_of(config)
     wants_info = options.pop("output_loading_info", False)
-    model, info = loader.from_pretrained(path, *model_args, config=config, output_loading_info=True, **options)
+    model, info = loader.from_pretrained(
+        path, *model_args, config=config, output_loading_info=True, **options
+    )
     if strict:
         _check(info, str(path))
     return (model, info) if wants_info else model
@@ -107,9 +109,7 @@ def save_pretrained(
     try:
         with _dense(model):
             model.save_pretrained(dense, **options)
-        return convert.compress(
-            Path(dense), destination, force=force, values=values, min_saving=min_saving
-        )
+        return convert.compress(Path(dense), destination, force=force, values=values, min_saving=min_saving)
     finally:
         shutil.rmtree(dense)
 
@@ -118,10 +118,10 @@ def save_pretrained(
 def _dense(model: Any) -> Iterator[None]:
     """While this lasts, transformers saves the model as a dense one."""
     quantizer = getattr(model, "hf_quantizer", None)
-    ours = isinstance(quantizer, EndorQuantizer)
-    config = model.config.__dict__.pop("quantization_config", None) if ours else None
+    ours = quantizer if isinstance(quantizer, EndorQuantizer) else None
+    config = model.config.__dict__.pop("quantization_config", None) if ours is not None else None
     try:
-        with quantizer.saving() if ours else nullcontext():
+        with ours.saving() if ours is not None else nullcontext():
             yield
     finally:
         if config is not None:

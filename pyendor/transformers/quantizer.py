@@ -159,7 +159,7 @@ def _operation(function: Any, reverse: Any) -> Any:
     """An operation of transformers 5 that is done to every tensor."""
     from transformers.core_model_loading import ConversionOps  # not in transformers 4
 
-    class Each(ConversionOps):  # type: ignore[misc]
+    class Each(ConversionOps):
         def convert(self, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
             return {
                 name: [function(one) for one in value] if isinstance(value, list) else function(value)
