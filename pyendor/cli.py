@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
-from importlib import util
 from pathlib import Path
 from typing import Annotated, ParamSpec
 
@@ -298,16 +297,12 @@ def prune_command(
     sparsity: Annotated[
         float, typer.Option(help="Share of the elements to set to zero.", min=0, max=1)
     ] = 0.5,
-    method: Annotated[
-        Method, typer.Option(help="By magnitude, or by magnitude times the norm of the inputs.")
-    ] = Method.magnitude,
+    method: Annotated[Method, typer.Option(help="By magnitude, or times input norms.")] = Method.magnitude,
     calibration: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Text for Wanda, a sample a line; like what the model is for."),
     ] = None,
-    samples: Annotated[
-        int, typer.Option(help="How many lines of it, spread evenly over the file.", min=1)
-    ] = 128,
+    samples: Annotated[int, typer.Option(help="How many lines of it, evenly spread.", min=1)] = 128,
     device: Annotated[str, typer.Option(help="Where Wanda runs the model, such as cuda.")] = "cpu",
     per: Annotated[
         Group | None,
@@ -343,7 +338,9 @@ def prune_command(
     target = _destination(source, destination)
     inputs = None
     if calibration is not None:
-        inputs = _wanda_inputs(source, target, options, calibration, samples, device, force)
+        if target.exists() and not force:
+            raise UsageError(f"{quote(str(target))} exists; use --force to replace it")
+        inputs = _wanda_inputs(source, options, calibration, samples, device)
     with _progress("pruning", source) as progress:
         outcome = prune.prune(source, target, options, inputs=inputs, force=force, progress=progress)
     share = outcome.zeros / outcome.numel if outcome.numel else 0.0
@@ -381,22 +378,13 @@ def main() -> None:
 
 
 def _wanda_inputs(
-    source: Path,
-    target: Path,
-    options: prune.Options,
-    text: Path,
-    samples: int,
-    device: str,
-    force: bool,
+    source: Path, options: prune.Options, text: Path, samples: int, device: str
 ) -> dict[str, prune.Inputs]:
-    """Shows text to a model; after all that can be known to go wrong later."""
-    missing = [name for name in ("torch", "transformers", "accelerate") if not util.find_spec(name)]
-    if missing:
-        raise UsageError(f"Wanda needs {', '.join(missing)}: pip install 'pyendor[transformers]'")
-    from pyendor import wanda
-
-    if target.exists() and not force:
-        raise UsageError(f"{quote(str(target))} exists; use --force to replace it")
+    """Shows text to a model."""
+    try:
+        from pyendor import wanda
+    except ImportError as error:
+        raise UsageError(f"Wanda needs {error.name}: pip install 'pyendor[transformers]'") from error
     calibration = wanda.Calibration.from_file(text, samples, device=device)
     with _progress("calibrating", source) as progress:
         return wanda.collect(source, options, calibration, progress=progress)

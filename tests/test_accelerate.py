@@ -68,6 +68,7 @@ def path(dense: Any, tmp_path: Path) -> Path:
 def empty(dtype: Any = torch.bfloat16) -> Any:
     with accelerate.init_empty_weights():
         model = Tied().to(dtype).eval()
+    model.head.weight = model.embed.weight
     model.scale = torch.full((1,), 2.0, dtype=dtype)
     return model
 
@@ -123,7 +124,6 @@ def test_tied_weights_that_stay_encoded_are_told_apart(dense: Any) -> None:
         assert output(dense).equal(wanted)
     empty_one = EndorTensor.from_dense(torch.zeros(64, 64))
     assert empty_one.data_ptr() not in {0, EndorTensor.from_dense(torch.zeros(64, 64)).data_ptr()}
-    assert EndorTensor.from_dense(torch.zeros(0, 4)).data_ptr() == 0
 
 
 def test_what_moves_is_encoded(path: Path) -> None:

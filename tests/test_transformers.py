@@ -21,8 +21,9 @@ import pyendor.numpy  # noqa: E402
 import pyendor.torch  # noqa: E402
 import pyendor.transformers as plugin  # noqa: E402
 from pyendor import convert, errors, prune  # noqa: E402
+from pyendor.hf import files  # noqa: E402
 from pyendor.torch_tensor import EndorTensor  # noqa: E402
-from pyendor.transformers import EndorConfig, files  # noqa: E402
+from pyendor.transformers import EndorConfig  # noqa: E402
 
 MODERN = int(transformers.__version__.partition(".")[0]) >= 5
 IDS = torch.arange(48).reshape(2, 24) * 5 % 256

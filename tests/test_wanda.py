@@ -24,6 +24,7 @@ pytest.importorskip("accelerate")
 
 import pyendor.torch  # noqa: E402
 from pyendor import wanda  # noqa: E402
+from pyendor.torch_tensor import to_bytes  # noqa: E402
 from pyendor.wanda import Calibration  # noqa: E402
 
 TEXTS = [
@@ -65,7 +66,7 @@ def test_scores(rows: int, columns: int, sparsity: str, dtype: str, axis: int, s
     squares = torch.randint(0, 4, (columns,), generator=generator).float() ** 2
     stored = weight.T.contiguous() if axis == 0 else weight
     inputs = Inputs(squares.sqrt().numpy(), axis)
-    data = stored.view(torch.uint8).reshape(-1).numpy()
+    data = to_bytes(stored)
     pruned = prune.prune_bytes(data, kind, tuple(stored.shape), float(sparsity), "row", inputs)
     found = torch.from_numpy(pruned).view(weight.dtype).reshape(stored.shape)
     assert (found.T if axis == 0 else found).equal(published(weight, squares, float(sparsity)))

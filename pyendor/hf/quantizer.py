@@ -1,6 +1,6 @@
 """The quantizer that transformers calls while it loads an Endor checkpoint.
 
-Decoding is not done here but where files are opened (:mod:`pyendor.transformers.files`). What is left is to
+Decoding is not done here but where files are opened (:mod:`pyendor.hf.files`). What is left is to
 say how, to keep encoded what is to stay encoded, and otherwise to leave a plain model behind.
 """
 
@@ -21,9 +21,9 @@ from pyendor import choice
 from pyendor.checkpoint import METHOD
 from pyendor.choice import MIN_SAVING
 from pyendor.encoded import EncodedTensor, take_survey
+from pyendor.hf import files
+from pyendor.hf.config import EndorConfig
 from pyendor.torch_tensor import BY_TORCH, EndorTensor, to_bytes
-from pyendor.transformers import files
-from pyendor.transformers.config import EndorConfig
 
 
 @auto.register_quantizer(METHOD)

@@ -10,7 +10,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from pyendor.checkpoint import METHOD
 from pyendor.errors import UnsupportedError, UsageError, quote
-from pyendor.transformers import files
+from pyendor.hf import files
 
 
 @auto.register_quantization_config(METHOD)

@@ -7,10 +7,10 @@ that is missing. See ``docs/transformers.md``. Needs the extra ``pyendor[transfo
 
 from __future__ import annotations
 
-from pyendor.transformers import config, files
-from pyendor.transformers.config import EndorConfig
-from pyendor.transformers.models import from_pretrained, save_pretrained
-from pyendor.transformers.quantizer import EndorQuantizer
+from pyendor.hf import config, files
+from pyendor.hf.config import EndorConfig
+from pyendor.hf.models import from_pretrained, save_pretrained
+from pyendor.hf.quantizer import EndorQuantizer
 
 __all__ = ["EndorConfig", "EndorQuantizer", "from_pretrained", "save_pretrained"]
 

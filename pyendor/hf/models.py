@@ -17,8 +17,8 @@ from pyendor.checkpoint import METHOD
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.convert import Conversion
 from pyendor.errors import UsageError, quote
-from pyendor.transformers.config import EndorConfig
-from pyendor.transformers.quantizer import EndorQuantizer
+from pyendor.hf.config import EndorConfig
+from pyendor.hf.quantizer import EndorQuantizer
 
 # Of the options of from_pretrained those that say where a config is found.
 _WHERE = (
