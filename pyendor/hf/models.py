@@ -25,6 +25,8 @@ _WHERE = (
     *("cache_dir", "force_download", "local_files_only", "proxies", "revision", "code_revision"),
     *("subfolder", "token", "trust_remote_code"),
 )
+# What quantizers leave in a config; the second in transformers 4.
+_OF_QUANTIZERS = ("quantization_config", "_pre_quantization_dtype")
 _SHOWN = 5
 
 
@@ -119,13 +121,13 @@ def _dense(model: Any) -> Iterator[None]:
     """While this lasts, transformers saves the model as a dense one."""
     quantizer = getattr(model, "hf_quantizer", None)
     ours = quantizer if isinstance(quantizer, EndorQuantizer) else None
-    config = model.config.__dict__.pop("quantization_config", None) if ours is not None else None
+    state = vars(model.config)
+    removed = {key: state.pop(key) for key in _OF_QUANTIZERS if key in state} if ours is not None else {}
     try:
         with ours.saving() if ours is not None else nullcontext():
             yield
     finally:
-        if config is not None:
-            model.config.quantization_config = config
+        state.update(removed)
 
 
 def _class_of(config: Any) -> Any:
