@@ -39,6 +39,9 @@ class EndorReader(StorageReader):
             ``{"lm_head.weight": "model.embed_tokens.weight"}``.
         verify: check the digests of tensors that are read whole.
 
+    Attributes:
+        bytes_read: by this process, of files, headers included.
+
     Raises:
         FormatError, UnsupportedError: what is read breaks a rule, or needs what this build does not have.
         UsageError: ``names`` has names that the checkpoint does not.
@@ -52,12 +55,14 @@ class EndorReader(StorageReader):
         self._names = dict(names or {})
         self._verify = verify
         self._places: dict[str, tuple[Path, str]] = {}
+        self.bytes_read = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begins another load."""
         if checkpoint_id is not None:
             self._path = Path(checkpoint_id)
         self._places = {}
+        self.bytes_read = 0
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Names, shapes and types of all tensors, from the headers of all files."""
@@ -67,6 +72,7 @@ class EndorReader(StorageReader):
                 for name in opened.offset_keys():
                     self._places[name] = (weights, name)
                     tensors[name] = _whole(opened, name)
+                self.bytes_read += opened.bytes_read
         for name, source in self._names.items():
             if source not in tensors:
                 raise UsageError(f"the checkpoint has no tensor {quote(source)}, which names has")
@@ -95,9 +101,10 @@ class EndorReader(StorageReader):
             weights, name = self._places[item.storage_index.fqn]
             files.setdefault(weights, []).append((name, item))
         for weights, items in files.items():
-            with safe_open(weights, "pt", verify=self._verify) as opened:
+            with safe_open(weights, "pt", backend="pread", verify=self._verify) as opened:
                 for name, item in items:
                     _read(opened, name, item, planner)
+                self.bytes_read += opened.bytes_read
         done: Future[None] = Future()
         done.set_result(None)
         return done

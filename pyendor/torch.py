@@ -166,7 +166,7 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
         filename: an Endor or plain safetensors file.
         framework: ``"pt"``, ``"torch"`` or ``"pytorch"``.
         device: where tensors go: all that ``torch.device`` takes, but ``"meta"``.
-        backend: of the safetensors package; there is no difference here.
+        backend: ``"mmap"`` takes slices of a map of the file, ``"pread"`` reads what they need.
         verify: check each tensor's digest when it is read whole.
     """
 

@@ -17,7 +17,7 @@ ORDER: list[set[str]] = [
     {"container"},
     {"metadata"},
     {"layout"},
-    {"choice", "split"},
+    {"choice", "split", "partial"},
     {"reference", "native"},
     {"backends"},
     {"encoded", "storage"},

@@ -59,7 +59,9 @@ class EndorQuantizer(HfQuantizer):
         """Transformers 4 asks the index, which lists parts, for the names of a sharded checkpoint."""
         return [key for key in unexpected_keys if f".{METHOD}." not in key]
 
-    def update_weight_conversions(self, weight_conversions: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
+    def update_weight_conversions(
+        self, weight_conversions: list[Any], *args: Any, **kwargs: Any
+    ) -> list[Any]:
         """Encodes anew what transformers fuses, tensor by tensor, so that experts stay encoded.
 
         Releases differ in what else they pass.
