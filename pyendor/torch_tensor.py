@@ -7,6 +7,7 @@ copies them as they are and decodes for everything else, and decoding is an oper
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -185,6 +186,19 @@ class EndorTensor(Tensor):
         pointers = (part.data_ptr() for part in self.parts.values())
         return next((pointer for pointer in pointers if pointer), 0)
 
+    # PyTorch copies and pickles by these what has no data_ptr, which this has.
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EndorTensor:
+        if id(self) in memo:
+            return cast(EndorTensor, memo[id(self)])
+        made = cast(EndorTensor, self.detach()).requires_grad_(self.requires_grad)
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return cast(EndorTensor, made)
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return _rebuilt, (self.parts, self.meta, self.requires_grad, self.__dict__)
+
     def _each(self, function: Callable[[Tensor], Tensor]) -> EndorTensor:
         return EndorTensor({role: function(part) for role, part in self.parts.items()}, self.meta)
 
@@ -227,6 +241,16 @@ class EndorTensor(Tensor):
                 return all(func(part, *args[1:], **kwargs) for part in first.parts.values())
         dense = tree_map_only(EndorTensor, EndorTensor.decode, (args, kwargs))
         return func(*dense[0], **dense[1])
+
+
+def _rebuilt(
+    parts: Mapping[str, Tensor], meta: TensorMeta, requires_grad: bool, state: dict[str, Any]
+) -> EndorTensor:
+    """What was pickled."""
+    made = EndorTensor(parts, meta)
+    made.requires_grad_(requires_grad)
+    made.__dict__.update(state)
+    return made
 
 
 # Operators that leave the elements as they are: done to the parts.
