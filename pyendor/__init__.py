@@ -55,7 +55,7 @@ def safe_open(
         filename: the file.
         framework: ``"pt"``, ``"torch"`` or ``"pytorch"``; ``"np"`` or ``"numpy"``.
         device: where tensors go, of PyTorch.
-        backend: of the safetensors package; there is no difference here.
+        backend: ``"mmap"`` takes slices of a map of the file, ``"pread"`` reads what they need.
         verify: check each tensor's digest when it is read whole.
 
     Returns:

@@ -45,14 +45,15 @@ from pyendor.metadata import VERSION
 P = ParamSpec("P")
 
 INPUT_FAULT, USAGE = 1, 2
-PRUNE_HELP = """Write a magnitude-pruned dense copy, to try Endor on.
+PRUNE_HELP = """Write a pruned dense copy, to try Endor on.
 
 By default the weights of numbered layers are pruned; embeddings, norms, the head and routers are not.
 
 """ + (
     "Magnitude pruning looks at no data and [bold]costs quality[/]: a language model pruned to 50 % this way "
-    "is noticeably worse than before. To keep quality, prune with Wanda or SparseGPT, for instance through "
-    "llm-compressor, and give the result to [bold]endor compress[/]."
+    "is noticeably worse than before. Wanda shows text to the model (--calibration) and keeps more of it. To "
+    "keep still more, prune with SparseGPT through llm-compressor, and give the result to "
+    "[bold]endor compress[/]."
 )
 
 app = typer.Typer(
@@ -70,6 +71,13 @@ class Group(StrEnum):
 
     tensor = "tensor"
     row = "row"
+
+
+class Method(StrEnum):
+    """By what elements are compared."""
+
+    magnitude = "magnitude"
+    wanda = "wanda"
 
 
 class FloatType(StrEnum):
@@ -289,7 +297,19 @@ def prune_command(
     sparsity: Annotated[
         float, typer.Option(help="Share of the elements to set to zero.", min=0, max=1)
     ] = 0.5,
-    per: Annotated[Group, typer.Option(help="Compare magnitudes over a tensor or a row.")] = Group.tensor,
+    method: Annotated[Method, typer.Option(help="By magnitude, or times input norms.")] = Method.magnitude,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text for Wanda, a sample a line; like what the model is for."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="How many lines of it, evenly spread.", min=1)] = 128,
+    device: Annotated[str, typer.Option(help="Where Wanda runs the model, such as cuda.")] = "cpu",
+    per: Annotated[
+        Group | None,
+        typer.Option(
+            help="Compare elements over a tensor or a row.", show_default="a row for Wanda, else a tensor"
+        ),
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(metavar="GLOB", help="Prune the tensors of these names; may be repeated."),
@@ -303,7 +323,11 @@ def prune_command(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write a magnitude-pruned dense copy, to try Endor on."""
+    """Write a pruned dense copy, to try Endor on."""
+    if (method is Method.wanda) != (calibration is not None):
+        raise UsageError("--method wanda needs --calibration FILE, and nothing else takes it")
+    if per is None:
+        per = Group.row if method is Method.wanda else Group.tensor
     options = prune.Options(
         sparsity=sparsity,
         group=per.value,
@@ -311,10 +335,14 @@ def prune_command(
         exclude=tuple(exclude or ()),
         dtype=dtype.value if dtype is not None else None,
     )
+    target = _destination(source, destination)
+    inputs = None
+    if calibration is not None:
+        if target.exists() and not force:
+            raise UsageError(f"{quote(str(target))} exists; use --force to replace it")
+        inputs = _wanda_inputs(source, options, calibration, samples, device)
     with _progress("pruning", source) as progress:
-        outcome = prune.prune(
-            source, _destination(source, destination), options, force=force, progress=progress
-        )
+        outcome = prune.prune(source, target, options, inputs=inputs, force=force, progress=progress)
     share = outcome.zeros / outcome.numel if outcome.numel else 0.0
     if as_json:
         display.print_json(asdict(outcome) | {"sparsity": share})
@@ -347,6 +375,19 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # names may have what a terminal has not
     warnings.showwarning = lambda message, *_, **__: display.err().print(Text(f"endor: {message}"))
     app()
+
+
+def _wanda_inputs(
+    source: Path, options: prune.Options, text: Path, samples: int, device: str
+) -> dict[str, prune.Inputs]:
+    """Shows text to a model."""
+    try:
+        from pyendor import wanda
+    except ImportError as error:
+        raise UsageError(f"Wanda needs {error.name}: pip install 'pyendor[transformers]'") from error
+    calibration = wanda.Calibration.from_file(text, samples, device=device)
+    with _progress("calibrating", source) as progress:
+        return wanda.collect(source, options, calibration, progress=progress)
 
 
 def _destination(source: Path, destination: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from pyendor import container, dtypes, layout, parallel
+from pyendor import container, dtypes, layout, parallel, partial, slicing
 from pyendor.container import Entry
 from pyendor.encoded import DIGEST, EncodedTensor
 from pyendor.errors import FormatError, UnsupportedError, UsageError, quote
@@ -21,6 +21,8 @@ from pyendor.writer import TensorSource
 
 # Headers that are remembered, and how long one may be: loaders open a file for every tensor, or part of one.
 _REMEMBERED = 8
+# Runs of fewer bytes are read together with what is between them.
+_SHORT = 4096
 _LONGEST_REMEMBERED = 256 << 10
 
 
@@ -54,16 +56,23 @@ class File:
     Attributes:
         layout: all that its header says.
         path: where it is; None for bytes in memory.
+        mapped: whether slices are taken of a map of the file; otherwise what they need is read.
     """
 
-    def __init__(self, storage: Storage, path: str | None = None) -> None:
+    def __init__(self, storage: Storage, path: str | None = None, *, mapped: bool = True) -> None:
         self._storage = storage
         self.path = path
+        self.mapped = mapped
         try:
             self.layout = _read_layout(storage, path)
         except BaseException:
             storage.close()
             raise
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes have been read, those of maps not counted."""
+        return self._storage.bytes_read
 
     def tensor(self, name: str) -> layout.Tensor:
         """The logical tensor of that name.
@@ -138,6 +147,9 @@ class File:
         out = layout.allocate(math.prod(shape) * itemsize)
         if out.size == 0:
             return out
+        if tensor.meta is None and not self.mapped:
+            self._read_runs(tensor.parts["values"], itemsize, start, shape, strides, out)
+            return out
         if tensor.meta is None:
             part = tensor.parts["values"]
             words = self._storage.view(part.start + start * itemsize, part.stop).view(f"<u{itemsize}")
@@ -145,7 +157,59 @@ class File:
             view = np.lib.stride_tricks.as_strided(words, shape, byte_strides, writeable=False)
             out.view(f"<u{itemsize}").reshape(shape)[...] = view
             return out
-        return self.map_encoded(name).take(start, shape, strides, out=out, backend=backend)
+        if not self.mapped:
+            wanted = partial.touched(tensor.numel, start, shape, strides)
+            encoded = self.read_blocks(tensor, wanted)
+        else:
+            encoded = self.map_encoded(name)
+        return encoded.take(start, shape, strides, out=out, backend=backend)
+
+    def read_blocks(self, tensor: layout.Tensor, wanted: Sequence[tuple[int, int]]) -> EncodedTensor:
+        """An encoded tensor of which only what these blocks (first, stop) need has been read.
+
+        The rest of its parts is zero, and takes no memory where the system gives it page by page.
+        """
+        assert tensor.meta is not None
+        parts = {role: layout.blank(part.nbytes) for role, part in tensor.parts.items()}
+
+        def read(role: str, low: int, high: int) -> None:
+            if low < high:
+                start = tensor.parts[role].start
+                self._storage.read(start + low, start + high, parts[role][low:high])
+
+        if wanted:
+            read("index", 0, parts["index"].size)
+        for first, stop in wanted:
+            for role, low, high in partial.ranges(tensor.meta, parts["index"], first, stop):
+                read(role, low, high)
+        return EncodedTensor(tensor.name, tensor.meta, parts, _offsets(tensor), self.path)
+
+    def _read_runs(
+        self,
+        part: Entry,
+        itemsize: int,
+        start: int,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        out: Bytes,
+    ) -> None:
+        """Reads a slice of a plain tensor, run by run, or where they are short with what is between."""
+        outer, (rows, stride), count = slicing.runs(shape, strides)
+        at, size = 0, count * itemsize
+        for offset in outer:
+            begin = part.start + (start + offset) * itemsize
+            if rows == 1 or size >= _SHORT:
+                for row in range(rows):
+                    low = begin + row * stride * itemsize
+                    self._storage.read(low, low + size, out[at : at + size])
+                    at += size
+                continue
+            span = self._storage.read(begin, begin + (rows - 1) * stride * itemsize + size)
+            words = np.lib.stride_tricks.as_strided(
+                span.view(f"<u{itemsize}"), (rows, count), (stride * itemsize, itemsize), writeable=False
+            )
+            out[at : at + rows * size].view(f"<u{itemsize}").reshape(rows, count)[...] = words
+            at += rows * size
 
     def load(self, *, verify: bool = False, backend: str | None = None) -> dict[str, Bytes]:
         """The dense bytes of all tensors, in the order of their data, as :meth:`get_bytes` gives them.
@@ -267,15 +331,15 @@ def _offsets(tensor: layout.Tensor) -> dict[str, int]:
     return {role: part.start for role, part in tensor.parts.items()}
 
 
-def open_file(path: str | os.PathLike[str]) -> File:
-    """Opens an Endor or plain safetensors file.
+def open_file(path: str | os.PathLike[str], *, mapped: bool = True) -> File:
+    """Opens an Endor or plain safetensors file; ``mapped`` as in :class:`File`.
 
     Raises:
         FormatError: its header breaks a rule.
         UnsupportedError: its major version is unknown.
         OSError: it cannot be read.
     """
-    return File(FileStorage(path), os.fspath(path))
+    return File(FileStorage(path), os.fspath(path), mapped=mapped)
 
 
 def open_bytes(data: bytes) -> File:

@@ -140,6 +140,18 @@ def allocate(nbytes: int) -> Bytes:
     return memory[start : start + nbytes]
 
 
+def blank(nbytes: int) -> Bytes:
+    """New memory that is zero, which the system gives page by page as it is written to.
+
+    Raises:
+        UnsupportedError: this machine has not so much.
+    """
+    try:
+        return np.zeros(nbytes, np.uint8)
+    except MemoryError:
+        raise UnsupportedError(f"{nbytes} bytes are too large for this machine's memory") from None
+
+
 def part_specs(meta: TensorMeta) -> tuple[PartSpec, ...]:
     """The parts of a tensor of a supported encoding, in the order of B-2."""
     split = meta.split

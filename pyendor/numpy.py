@@ -86,7 +86,7 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
         filename: an Endor or plain safetensors file.
         framework: ``"np"`` or ``"numpy"``.
         device: ``"cpu"``.
-        backend: of the safetensors package; there is no difference here.
+        backend: ``"mmap"`` takes slices of a map of the file, ``"pread"`` reads what they need.
         verify: check each tensor's digest when it is read whole.
     """
 

@@ -19,7 +19,8 @@ class Opened:
 
     Args:
         filename: an Endor or plain safetensors file.
-        backend: of the safetensors package; there is no difference here.
+        backend: ``"mmap"`` takes slices of a map of the file, ``"pread"`` reads what they need; whole tensors
+            are always read.
         verify: check each tensor's digest when it is read whole.
     """
 
@@ -27,13 +28,18 @@ class Opened:
         if backend not in BACKENDS:
             raise UsageError(f"backend {quote(str(backend))}: there are {' and '.join(BACKENDS)}")
         self._verify = verify
-        self._opened: file.File | None = file.open_file(filename)
+        self._opened: file.File | None = file.open_file(filename, mapped=backend == "mmap")
 
     @property
     def _file(self) -> file.File:
         if self._opened is None:
             raise UsageError("the file is closed")
         return self._opened
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of the file have been read; those of a map are not counted."""
+        return self._file.bytes_read
 
     def keys(self) -> list[str]:
         """Names of all logical tensors, sorted."""

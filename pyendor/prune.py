@@ -1,8 +1,9 @@
-"""Magnitude pruning: sets the elements that are smallest in magnitude to zero.
+"""Pruning: sets the elements that matter least to zero, by magnitude or, given activations, by Wanda.
 
-It needs no data and is here so that anybody can make a sparse model to try Endor on. It costs quality: at
-50 % a language model gets noticeably worse, far more so than with methods that look at activations, such as
-Wanda (arXiv 2306.11695) and SparseGPT (arXiv 2301.00774), both in llm-compressor. Use those for real work.
+Magnitude needs no data and is here so that anybody can make a sparse model to try Endor on. It costs quality:
+at 50 % a language model gets noticeably worse, more so than with methods that look at activations: Wanda
+(arXiv 2306.11695), whose activations :mod:`pyendor.wanda` collects, and SparseGPT (arXiv 2301.00774), which
+llm-compressor has.
 """
 
 from __future__ import annotations
@@ -76,6 +77,19 @@ class Options:
         return CONVERTIBLE[self.dtype] if self.dtype and dtype in _CONFIG_DTYPES else dtype
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a weight matrix has been multiplied with.
+
+    Attributes:
+        norms: the L2 norm of every input over all tokens, ``float32 [inputs]``.
+        axis: the dimension of the matrix that runs over the inputs: 1, or 0 where it is stored transposed.
+    """
+
+    norms: npt.NDArray[np.float32]
+    axis: int = 1
+
+
 @dataclass
 class Outcome:
     """What was pruned.
@@ -97,21 +111,28 @@ def prune(
     destination: Path,
     options: Options,
     *,
+    inputs: Mapping[str, Inputs] | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Outcome:
     """Writes a pruned dense copy of a file or checkpoint directory.
 
+    Args:
+        source, destination: file or directory.
+        options: what is to be pruned.
+        inputs: by name of the tensor; with it elements are compared by Wanda's score, and every tensor that
+            is pruned must be in it.
+        force: replace an existing destination.
+        progress: called with the dense bytes of every tensor written.
+
     Raises:
         UsageError: no tensor is selected; the source is Endor; and as in :func:`pyendor.convert.compress`.
     """
-    if not 0 <= options.sparsity <= 1:
-        raise UsageError(f"sparsity {options.sparsity} is not between 0 and 1")
-    _check_source(source, options)
+    check_source(source, options)
     outcome = Outcome()
 
     def write(opened: File, target: Path) -> None:
-        sources = [_pruned(tensor, options, outcome) for tensor in opened.sources()]
+        sources = [_pruned(tensor, options, inputs, outcome) for tensor in opened.sources()]
         mode = shards.mode_of(opened.path)
         with atomic.new_file(target, force=force, mode=mode, alone=not source.is_dir()) as stream:
             writer.write_dense(stream, sources, opened.layout.header.metadata, progress=progress)
@@ -141,21 +162,65 @@ def prune(
     return outcome
 
 
-def prune_bytes(dense: Bytes, dtype: DType, shape: tuple[int, ...], sparsity: float, group: Group) -> Bytes:
+def prune_bytes(
+    dense: Bytes,
+    dtype: DType,
+    shape: tuple[int, ...],
+    sparsity: float,
+    group: Group,
+    inputs: Inputs | None = None,
+) -> Bytes:
     """Dense data with floor(sparsity * n) elements of each group of n set to zero.
 
-    Those of smallest magnitude go first, among equals the ones in front; so the result is the same on
-    every machine. NaNs count as largest.
+    Those of smallest magnitude go first, or, given the inputs of a matrix, those of the smallest
+    ``|weight| * norm`` (Wanda; the row of an output is a group then, if ``group`` is ``row``). Among equals
+    those in front go first; so the result is the same on every machine. NaNs count as largest.
     """
     words = dense.view(f"<u{dtype.itemsize}").copy()
-    rows = words.reshape(-1, shape[-1]) if group == "row" and shape and words.size else words.reshape(1, -1)
+    if inputs is not None:
+        _check_inputs(shape, inputs)
+    if group == "row" and shape and words.size:
+        rows = words.reshape(-1, shape[-1])
+        rows = rows.T if inputs is not None and inputs.axis == 0 else rows
+    else:
+        rows = words.reshape(1, -1)
     goal = int(Fraction(str(sparsity)) * rows.shape[1])
     if goal and words.size:
         step = max(1, _CHUNK // rows.shape[1])
         for first in range(0, rows.shape[0], step):
             batch = rows[first : first + step]
-            batch[_smallest(batch & _magnitude_mask(dtype), goal)] = 0
+            if inputs is None:
+                scores = batch & _magnitude_mask(dtype)
+            else:
+                norms = inputs.norms if group == "row" else _spread(inputs, shape)
+                scores = _scores(batch, dtype, norms)
+            batch[_smallest(scores, goal)] = 0
     return words.view(np.uint8)
+
+
+def _check_inputs(shape: tuple[int, ...], inputs: Inputs) -> None:
+    if len(shape) != 2 or shape[inputs.axis] != inputs.norms.size:
+        raise UsageError(f"{inputs.norms.size} inputs, for a tensor of shape {list(shape)}")
+
+
+def _spread(inputs: Inputs, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """The norm that belongs to each element of a matrix, flat."""
+    norms = inputs.norms[None, :] if inputs.axis == 1 else inputs.norms[:, None]
+    return np.broadcast_to(norms, shape).reshape(-1)
+
+
+def _scores(
+    words: npt.NDArray[Any], dtype: DType, norms: npt.NDArray[np.float32]
+) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """``|W| * ||X||`` as bits, which are ordered like the numbers, NaN last."""
+    kind = dtype.to_numpy()
+    assert kind is not None
+    wide = np.float64 if dtype.itemsize == 8 else np.float32
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores = np.abs(np.ascontiguousarray(words).view(kind).astype(wide)) * norms.astype(wide)
+    scores[np.isnan(scores)] = np.nan  # the one without a sign
+    bits: npt.NDArray[np.unsignedinteger[Any]] = scores.view(f"<u{scores.itemsize}")
+    return bits
 
 
 def _smallest(magnitudes: npt.NDArray[Any], goal: int) -> npt.NDArray[np.bool_]:
@@ -174,20 +239,25 @@ def _magnitude_mask(dtype: DType) -> np.unsignedinteger[Any]:
     return mask
 
 
-def _pruned(source: TensorSource, options: Options, outcome: Outcome) -> TensorSource:
+def _pruned(
+    source: TensorSource, options: Options, inputs: Mapping[str, Inputs] | None, outcome: Outcome
+) -> TensorSource:
     """The same tensor as it is to be written: converted, then pruned."""
     dtype = dtypes.BY_NAME.get(source.dtype)
     if dtype is None:
         return source
     result = dtypes.BY_NAME[options.result(source.dtype)]
     selected = options.selects(source.name, source.dtype, source.shape)
+    if selected and inputs is not None and source.name not in inputs:
+        raise UsageError(f"nothing is known of the inputs of tensor {quote(source.name)}: exclude it")
+    known = inputs[source.name] if selected and inputs is not None else None
 
     def read() -> Bytes:
         data = source.checked_read()
         if dtype != result:
-            data = _converted(data, dtype, result, source.name)
+            data = converted(data, dtype, result, source.name)
         if selected:
-            data = prune_bytes(data, result, source.shape, options.sparsity, options.group)
+            data = prune_bytes(data, result, source.shape, options.sparsity, options.group, known)
             words = data.view(f"<u{result.itemsize}")
             outcome.tensors.append(source.name)
             outcome.numel += words.size
@@ -198,20 +268,31 @@ def _pruned(source: TensorSource, options: Options, outcome: Outcome) -> TensorS
     return TensorSource(source.name, result.name, source.shape, nbytes, read)
 
 
-def _converted(data: Bytes, dtype: DType, result: DType, name: str) -> Bytes:
+def converted(data: Bytes, dtype: DType, result: DType, name: str) -> Bytes:
+    """Floats in another type, rounded to nearest.
+
+    Raises:
+        UsageError: some are beyond its range.
+    """
     before, after = dtype.to_numpy(), result.to_numpy()
     assert before is not None
     assert after is not None
     values = data.view(before)
     with np.errstate(over="ignore", invalid="ignore"):
-        converted = values.astype(after)
-    if np.any(np.isfinite(values) & ~np.isfinite(converted)):
+        rounded = values.astype(after)
+    if np.any(np.isfinite(values) & ~np.isfinite(rounded)):
         raise UsageError(f"tensor {quote(name)} has values beyond the range of {result.name}")
-    return converted.view(np.uint8)
+    return rounded.view(np.uint8)
 
 
-def _check_source(source: Path, options: Options) -> None:
-    """Fails early, before hours of work, if nothing would be pruned."""
+def check_source(source: Path, options: Options) -> None:
+    """Fails early, before hours of work, if nothing would be pruned.
+
+    Raises:
+        UsageError: as :func:`prune`.
+    """
+    if not 0 <= options.sparsity <= 1:
+        raise UsageError(f"sparsity {options.sparsity} is not between 0 and 1")
     foreign = compressed_tensors.recognise(source)
     if foreign is not None:
         raise UsageError(f"{quote(str(source))} is {foreign.what}: compress it, and decompress that, first")

@@ -65,9 +65,10 @@ class Desk:
 
 
 class Storage(Protocol):
-    """The bytes of a file; ``length`` is how many there are."""
+    """The bytes of a file; ``length`` is how many there are, ``bytes_read`` how many have been read."""
 
     length: int
+    bytes_read: int
 
     def read(self, start: int, stop: int, out: Bytes | None = None) -> Bytes:
         """Bytes of the file, in ``out`` or in memory that nobody writes to."""
@@ -90,6 +91,7 @@ class FileStorage:
             os.close(self._descriptor)
             raise UsageError(f"{quote(self.path)} is not a regular file")
         self.length = status.st_size
+        self.bytes_read = 0
         self._map: Bytes | None = None
         self._lock = threading.Lock()
         # Also without close(), as users of safetensors are used to.
@@ -111,6 +113,8 @@ class FileStorage:
                 found = "the file became shorter while it was read"
                 raise FormatError("C-9", found, offset=at, path=self.path)
             rest = rest[done:]
+        with self._lock:
+            self.bytes_read += data.size
 
     def view(self, start: int, stop: int) -> Bytes:
         self._require_open()
@@ -136,6 +140,7 @@ class MemoryStorage:
     def __init__(self, data: bytes) -> None:
         self._data = np.frombuffer(data, np.uint8)
         self.length = self._data.size
+        self.bytes_read = 0
 
     def read(self, start: int, stop: int, out: Bytes | None = None) -> Bytes:
         return self._data[start:stop]

@@ -166,7 +166,7 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
         filename: an Endor or plain safetensors file.
         framework: ``"pt"``, ``"torch"`` or ``"pytorch"``.
         device: where tensors go: all that ``torch.device`` takes, but ``"meta"``.
-        backend: of the safetensors package; there is no difference here.
+        backend: ``"mmap"`` takes slices of a map of the file, ``"pread"`` reads what they need.
         verify: check each tensor's digest when it is read whole.
     """
 
@@ -186,9 +186,7 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
 
     def get_tensor(self, name: str) -> Tensor:
         """One tensor, decoded into new memory."""
-        tensor = self._file.tensor(name)
-        dtype = _dtype(tensor)
-        return _view(self._file.get_bytes(name, verify=self._verify), dtype, tensor.shape).to(self._device)
+        return read(self._file, name, verify=self._verify).to(self._device)
 
     def get_tensors(self) -> dict[str, Tensor]:
         """All tensors, decoded into new memory, in the order of their data."""
@@ -200,7 +198,7 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
 
     def get_slice(self, name: str) -> TensorSlice:
         """A tensor to be indexed: ``get_slice(name)[:, 8:16]`` reads and decodes only what that needs."""
-        return TensorSlice(self._file, self._file.tensor(name), self._device)
+        return TensorSlice(self._file, self._file.tensor(name), self._device, verify=self._verify)
 
 
 def iter_weights(
@@ -227,38 +225,54 @@ def iter_weights(
         names = ((one, name) for one in opened for name in one.layout.tensors)
         pool = stack.enter_context(ThreadPoolExecutor(1, "pyendor-prefetch"))
 
-        def read(one: file.File, name: str) -> tuple[str, Tensor]:
-            tensor = one.tensor(name)
-            dtype = _dtype(tensor)
-            return name, _view(one.get_bytes(name, verify=verify), dtype, tensor.shape).to(where)
+        def fetch(one: file.File, name: str) -> tuple[str, Tensor]:
+            return name, read(one, name, verify=verify).to(where)
 
         waiting: deque[Future[tuple[str, Tensor]]] = deque()
         stack.callback(lambda: [future.cancel() for future in waiting])
         for one, name in names:
             if prefetch < 1:
-                yield read(one, name)
+                yield fetch(one, name)
                 continue
-            waiting.append(pool.submit(read, one, name))
+            waiting.append(pool.submit(fetch, one, name))
             if len(waiting) > prefetch:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
+def read(opened: file.File, name: str, *, verify: bool = False) -> Tensor:
+    """One tensor of an open file, decoded into new memory on the CPU."""
+    tensor = opened.tensor(name)
+    dtype = torch_dtype(tensor)
+    return _view(opened.get_bytes(name, verify=verify), dtype, tensor.shape)
+
+
 class TensorSlice(Sliceable):
     """A tensor of an open file that is indexed as the tensor would be."""
 
-    def __init__(self, opened: file.File, tensor: layout.Tensor, device: torch.device) -> None:
+    def __init__(
+        self, opened: file.File, tensor: layout.Tensor, device: torch.device, *, verify: bool = False
+    ) -> None:
         super().__init__(opened, tensor)
         self._device = device
+        self._verify = verify
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Its type, as PyTorch calls it."""
+        return torch_dtype(self._tensor)
 
     def __getitem__(self, index: Any) -> Tensor:
-        dtype = _dtype(self._tensor)
+        dtype = torch_dtype(self._tensor)
         # A tensor of that shape that is nowhere: where a view begins and how it strides is all that is asked.
         nowhere = torch.empty(_shape(self._tensor.shape, dtype), dtype=torch.uint8, device="meta")
         view = nowhere[index] if _is_basic(index) else None
+        if view is not None and view.shape == nowhere.shape and view.is_contiguous():
+            data = self._file.get_bytes(self._tensor.name, verify=self._verify)
+            return _view(data, dtype, self._tensor.shape).to(self._device)
         if view is None or dtype == _PACKED:
-            data = self._file.get_bytes(self._tensor.name)
+            data = self._file.get_bytes(self._tensor.name, verify=self._verify)
             return _view(data, dtype, self._tensor.shape)[index].clone().to(self._device)
         data = self._file.cut(self._tensor.name, int(view.storage_offset()), view.shape, view.stride())
         return _view(data, dtype, tuple(view.shape)).to(self._device)
@@ -282,7 +296,12 @@ def _device(device: Device) -> torch.device:
     return found
 
 
-def _dtype(tensor: layout.Tensor) -> torch.dtype:
+def torch_dtype(tensor: layout.Tensor) -> torch.dtype:
+    """What PyTorch calls the type of a tensor.
+
+    Raises:
+        UnsupportedError: it does not have it, or this build cannot read the tensor.
+    """
     name = dtype_of(tensor).torch
     dtype = getattr(torch, name, None) if name is not None else None
     if dtype is None:
@@ -304,7 +323,7 @@ def _tensors(
     opened: file.File, device: torch.device | None = None, *, verify: bool = False
 ) -> dict[str, Tensor]:
     tensors = opened.layout.tensors
-    wanted = {name: _dtype(tensor) for name, tensor in tensors.items()}
+    wanted = {name: torch_dtype(tensor) for name, tensor in tensors.items()}
     data = opened.load(verify=verify)
     return {
         name: _view(data.pop(name), dtype, tensors[name].shape).to(device or "cpu")

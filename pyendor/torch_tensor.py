@@ -7,9 +7,10 @@ copies them as they are and decodes for everything else, and decoding is an oper
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -69,20 +70,39 @@ class EndorTensor(Tensor):
 
     Args:
         parts: by role, in the order of B-2: ``uint8`` tensors of one dimension on one device, which are kept.
+            Or an encoded tensor, of which a parameter is made, as its class is called by those who put
+            parameters of any class in the place of others (accelerate).
         meta: the entry of the tensor, of a supported encoding.
+        requires_grad: of the parameter.
     """
 
     meta: TensorMeta
 
     @staticmethod
-    def __new__(cls, parts: Mapping[str, Tensor], meta: TensorMeta) -> EndorTensor:
+    def __new__(
+        cls,
+        parts: Mapping[str, Tensor] | Tensor,
+        meta: TensorMeta | None = None,
+        *,
+        requires_grad: bool = False,
+    ) -> EndorTensor:
+        if isinstance(parts, Tensor):
+            return cast(EndorTensor, torch.nn.Parameter(parts, requires_grad=requires_grad))
+        assert meta is not None
         made: EndorTensor = Tensor._make_wrapper_subclass(
             cls, meta.shape, dtype=_torch_dtype(meta), device=parts["values"].device, requires_grad=False
         )
         return made
 
-    def __init__(self, parts: Mapping[str, Tensor], meta: TensorMeta) -> None:
-        self._take(parts, meta)
+    def __init__(
+        self,
+        parts: Mapping[str, Tensor] | Tensor,
+        meta: TensorMeta | None = None,
+        *,
+        requires_grad: bool = False,
+    ) -> None:
+        if meta is not None and not isinstance(parts, Tensor):
+            self._take(parts, meta)
 
     def _take(self, parts: Mapping[str, Tensor], meta: TensorMeta) -> None:
         self.meta = replace(meta, digest=None)
@@ -161,6 +181,24 @@ class EndorTensor(Tensor):
         """Bytes of the parts; ``nbytes`` are those of the dense tensor."""
         return sum(part.numel() for part in self.parts.values())
 
+    def data_ptr(self) -> int:
+        """Where the first part that has bytes is: like that of other tensors it tells them apart."""
+        pointers = (part.data_ptr() for part in self.parts.values())
+        return next((pointer for pointer in pointers if pointer), 0)
+
+    # PyTorch copies and pickles by these what has no data_ptr, which this has.
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EndorTensor:
+        if id(self) in memo:
+            return cast(EndorTensor, memo[id(self)])
+        made = cast(EndorTensor, self.detach()).requires_grad_(self.requires_grad)
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return cast(EndorTensor, made)
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return _rebuilt, (self.parts, self.meta, self.requires_grad, self.__dict__)
+
     def _each(self, function: Callable[[Tensor], Tensor]) -> EndorTensor:
         return EndorTensor({role: function(part) for role, part in self.parts.items()}, self.meta)
 
@@ -195,7 +233,7 @@ class EndorTensor(Tensor):
                     key: value for key, value in kwargs.items() if key not in {"dtype", "memory_format"}
                 }
                 return first._each(lambda part: func(part, *args[1:], **options))
-            if func in _CUTTING and (part := _cut(first, func, args[1:], kwargs)) is not None:
+            if (part := _part(first, func, args[1:], kwargs)) is not None:
                 return part
             if func is torch.ops.aten.copy_.default:
                 return _copy(first, args[1])
@@ -203,6 +241,16 @@ class EndorTensor(Tensor):
                 return all(func(part, *args[1:], **kwargs) for part in first.parts.values())
         dense = tree_map_only(EndorTensor, EndorTensor.decode, (args, kwargs))
         return func(*dense[0], **dense[1])
+
+
+def _rebuilt(
+    parts: Mapping[str, Tensor], meta: TensorMeta, requires_grad: bool, state: dict[str, Any]
+) -> EndorTensor:
+    """What was pickled."""
+    made = EndorTensor(parts, meta)
+    made.requires_grad_(requires_grad)
+    made.__dict__.update(state)
+    return made
 
 
 # Operators that leave the elements as they are: done to the parts.
@@ -219,14 +267,46 @@ _KEEPING = {
 _CUTTING = {torch.ops.aten.slice.Tensor, torch.ops.aten.select.int}
 
 
+# Elements or rows one by one cost more than the same number of those beside each other.
+_FEW = 16
+
+
+def _on_cpu(tensor: EndorTensor) -> bool:
+    """Whether its parts can be read; not where operators are only noted down, as by torch.compile."""
+    return tensor.device.type == "cpu" and all(type(part) is Tensor for part in tensor.parts.values())
+
+
+def _part(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor | None:
+    """What an operator takes of a tensor if it need not be decoded for that as a whole."""
+    if func in _CUTTING:
+        return _cut(tensor, func, args, options)
+    if func is torch.ops.aten.embedding.default:
+        return _rows(tensor, args[0])
+    return None
+
+
+def _rows(tensor: EndorTensor, indices: Tensor) -> Tensor | None:
+    """The rows of an embedding that are looked up; None where decoding everything is better."""
+    if tensor.ndim != 2 or not _on_cpu(tensor) or type(indices) is not Tensor or not indices.numel():
+        return None
+    rows, places = torch.unique(indices, return_inverse=True)
+    if _FEW * rows.numel() > tensor.shape[0] or rows[0] < 0 or rows[-1] >= tensor.shape[0]:
+        return None
+    tensor._require_own_memory()
+    encoded, width = tensor.to_encoded(), tensor.shape[1]
+    out = layout.allocate(rows.numel() * width * tensor.element_size())
+    for row, at in zip(rows.tolist(), range(0, out.size, width * tensor.element_size()), strict=True):
+        encoded.take(row * width, (width,), (1,), out=out[at:])
+    return from_bytes(out, tensor.dtype, (rows.numel(), width))[places]
+
+
 def _cut(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor | None:
     """The part; None where decoding everything is better, or is only noted down, as by torch.compile."""
-    if tensor.device.type != "cpu" or any(type(part) is not Tensor for part in tensor.parts.values()):
+    if not _on_cpu(tensor):
         return None
     # Of a tensor that is nowhere: where a view of it begins and how it strides is all that is asked.
     view = func(torch.empty(tensor.shape, dtype=torch.uint8, device="meta"), *args, **options)
-    # Elements one by one cost more than the same number of those beside each other.
-    if view.ndim and view.stride(-1) != 1 and 16 * view.numel() > tensor.numel():
+    if view.ndim and view.stride(-1) != 1 and _FEW * view.numel() > tensor.numel():
         return None
     tensor._require_own_memory()
     data = tensor.to_encoded().take(int(view.storage_offset()), view.shape, view.stride())

@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import sparse_bytes
+from conftest import some_floats, sparse_bytes
 
 import pyendor
 from pyendor import backends, dtypes, file, native
@@ -46,6 +46,7 @@ def an_index(chance: random.Random, shape: tuple[int, ...]) -> tuple[object, ...
 
 
 @pytest.mark.parametrize("backend", list(backends.TABLE))
+@pytest.mark.parametrize("how", ["mmap", "pread"])
 @pytest.mark.parametrize("where", ["encoded", "plain"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_basic_index(
@@ -53,12 +54,13 @@ def test_every_basic_index(
     arrays: dict[str, np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
     backend: str,
+    how: str,
     where: str,
     name: str,
 ) -> None:
     monkeypatch.setenv(backends.ENVIRONMENT, backend)
     chance = random.Random(0)
-    with safe_open(tmp_path / where) as opened:
+    with safe_open(tmp_path / where, backend=how) as opened:
         part = opened.get_slice(name)
         assert part.get_shape() == list(SHAPES[name])
         assert part.get_dtype() == "U32"
@@ -85,6 +87,80 @@ def test_other_indices(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
                 part[wrong]
     with pytest.raises(UsageError, match="framework"):
         pyendor.safe_open(tmp_path / "encoded", "tf")
+
+
+@pytest.mark.parametrize("backend", list(backends.TABLE))
+@pytest.mark.parametrize("density", [0.3, 1.0])
+@pytest.mark.parametrize("dtype", ["BF16", "F32", "F8_E4M3"])
+def test_split_values_are_read_in_part(
+    tmp_path: Path,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    density: float,
+    backend: str,
+) -> None:
+    monkeypatch.setenv(backends.ENVIRONMENT, backend)
+    kind = dtypes.BY_NAME[dtype]
+    shape = (90, 1000)
+    array = some_floats(rng, 90 * 1000, kind, density).view(kind.to_numpy()).reshape(shape)
+    words = array.view(f"<u{kind.itemsize}")
+    save_file({"x": array}, tmp_path / "x", values="split", min_saving=None)
+    chance = random.Random(2)
+    with safe_open(tmp_path / "x", backend="pread") as opened:
+        assert opened.get_encoded("x").meta.split is not None
+        for _ in range(60):
+            index = an_index(chance, shape)
+            try:
+                expected = words[index]
+            except IndexError:
+                continue
+            got = opened.get_slice("x")[index]
+            assert (got.shape, got.tobytes()) == (expected.shape, expected.tobytes()), index
+
+
+def test_bytes_that_are_read(tmp_path: Path, rng: np.random.Generator) -> None:
+    array = some_floats(rng, 1024 * 4096, dtypes.BY_NAME["BF16"], 0.5).view(ml_dtypes.bfloat16)
+    array = array.reshape(1024, 4096)
+    save_file({"x": array}, tmp_path / "encoded")
+    save_file({"x": array}, tmp_path / "plain", min_saving=1.0)
+    for where in ("encoded", "plain"):
+        with safe_open(tmp_path / where, backend="pread") as opened:
+            before, size = opened.bytes_read, (tmp_path / where).stat().st_size
+            part = opened.get_slice("x")
+            assert part[256:384].tobytes() == array[256:384].tobytes()
+            assert size / 8 * 0.9 < opened.bytes_read - before < size / 8 * 1.1
+            before = opened.bytes_read
+            assert part[3:3].size == 0
+            assert opened.bytes_read == before
+            part[7, 5]
+            assert opened.bytes_read - before < 40_000  # the index, and a block
+    with safe_open(tmp_path / "plain", backend="pread") as opened:
+        before = opened.bytes_read
+        assert opened.get_slice("x")[:, 1024:3072].tobytes() == array[:, 1024:3072].tobytes()
+        assert opened.bytes_read - before == array.nbytes // 2
+        assert opened.get_slice("x")[:, 7].tobytes() == array[:, 7].tobytes()
+
+
+@pytest.mark.parametrize("values", ["raw", "split"])
+@pytest.mark.parametrize("entry", [-(1 << 62), -1, 1 << 40, (1 << 63) - 1])
+def test_an_index_that_lies_leads_nowhere_else(
+    tmp_path: Path, rng: np.random.Generator, values: str, entry: int
+) -> None:
+    array = some_floats(rng, 64 * 4096, dtypes.BY_NAME["BF16"], 0.5).view(ml_dtypes.bfloat16)
+    save_file({"x": array.reshape(64, 4096)}, tmp_path / "x", values=values)
+    with file.open_file(tmp_path / "x") as opened:
+        index = opened.layout.tensors["x"].parts["index"]
+    data = (tmp_path / "x").read_bytes()
+    for row in range(1 if values == "raw" else 2):
+        at = index.start + row * index.nbytes // (1 if values == "raw" else 2) + 8 * 20
+        changed = data[:at] + entry.to_bytes(8, "little", signed=True) + data[at + 8 :]
+        (tmp_path / "y").write_bytes(changed)
+        with safe_open(tmp_path / "y", backend="pread") as opened:
+            for rows in (slice(20, 22), slice(18, 20)):
+                with pytest.raises(FormatError, match="B-5"):
+                    opened.get_slice("x")[rows]
+            assert opened.get_slice("x")[:10].tobytes() == array.reshape(64, 4096)[:10].tobytes()
 
 
 def test_only_what_is_handed_out_is_checked(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,44 @@ def test_it_survives_what_a_model_goes_through(tmp_path: Path) -> None:
     torch.save(layer.state_dict(), tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt", weights_only=False)
     assert torch.equal(loaded["weight"].decode(), dense)
+
+
+def test_copies_stay_what_they_were() -> None:
+    """Parameters stay parameters, tied ones tied, attributes are copied, and nothing is shared."""
+    layer = linear(weight(), requires_grad=True)
+    layer.other = layer.weight
+    layer.weight.mark = [1]
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):  # noqa: S301  our own
+        assert isinstance(copied.weight, torch.nn.Parameter)
+        assert isinstance(copied.weight, EndorTensor)
+        assert copied.weight.requires_grad
+        assert copied.other is copied.weight
+        assert copied.weight.mark == [1]
+        assert copied.weight.mark is not layer.weight.mark
+        assert copied.weight.data_ptr() not in {0, layer.weight.data_ptr()}
+        assert torch.equal(copied.weight.decode(), weight())
+
+
+def test_rows_of_an_embedding_are_looked_up() -> None:
+    dense = weight().repeat(20, 1)
+    encoded = EndorTensor.from_dense(dense)
+    last = dense.shape[0] - 1
+    for ids in (
+        torch.tensor([[3, last], [3, 0]]),
+        torch.tensor(7),
+        torch.arange(last),
+        torch.tensor([]).long(),
+    ):
+        got = torch.nn.functional.embedding(ids, encoded)
+        assert type(got) is torch.Tensor
+        assert torch.equal(got, torch.nn.functional.embedding(ids, dense))
+    for wrong in (-1, last + 1):
+        with pytest.raises(IndexError):
+            torch.nn.functional.embedding(torch.tensor([wrong]), encoded)
+    encoded.part_bitmap[5] ^= 1
+    with pytest.raises(FormatError):
+        torch.nn.functional.embedding(torch.tensor([0]), encoded)
+    assert torch.equal(torch.nn.functional.embedding(torch.tensor([last]), encoded)[0], dense[last])
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

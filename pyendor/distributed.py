@@ -1,0 +1,136 @@
+"""Endor checkpoints for ``torch.distributed.checkpoint``: every rank reads and decodes only its own slices.
+
+    dcp.load(state, storage_reader=EndorReader("model-endor/"))
+
+fills tensors, sharded by whatever is made of DTensors (FSDP2, tensor parallelism) or known to PyTorch
+otherwise, from a checkpoint that is not sharded for anybody. Dense checkpoints are read too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.storage import StorageReader
+from torch.futures import Future
+
+from pyendor import checkpoint
+from pyendor.errors import UsageError, quote
+from pyendor.torch import safe_open
+
+
+class EndorReader(StorageReader):
+    """Reads what the plan of a rank asks for from an Endor or dense checkpoint.
+
+    Args:
+        path: a file or a checkpoint directory; ``checkpoint_id`` of ``dcp.load`` takes its place.
+        names: names in the checkpoint by those in the state, where they differ, as of tied weights:
+            ``{"lm_head.weight": "model.embed_tokens.weight"}``.
+        verify: check the digests of tensors that are read whole.
+
+    Attributes:
+        bytes_read: by this process, of files, headers included.
+
+    Raises:
+        FormatError, UnsupportedError: what is read breaks a rule, or needs what this build does not have.
+        UsageError: ``names`` has names that the checkpoint does not.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], names: Mapping[str, str] | None = None, *, verify: bool = False
+    ) -> None:
+        super().__init__()
+        self._path = Path(path)
+        self._names = dict(names or {})
+        self._verify = verify
+        self._places: dict[str, tuple[Path, str]] = {}
+        self.bytes_read = 0
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Begins another load."""
+        if checkpoint_id is not None:
+            self._path = Path(checkpoint_id)
+        self._places = {}
+        self.bytes_read = 0
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Names, shapes and types of all tensors, from the headers of all files."""
+        tensors: dict[str, TensorStorageMetadata] = {}
+        for weights in checkpoint.weight_files(self._path):
+            with safe_open(weights, "pt") as opened:
+                for name in opened.offset_keys():
+                    self._places[name] = (weights, name)
+                    tensors[name] = _whole(opened, name)
+                self.bytes_read += opened.bytes_read
+        for name, source in self._names.items():
+            if source not in tensors:
+                raise UsageError(f"the checkpoint has no tensor {quote(source)}, which names has")
+            self._places[name], tensors[name] = self._places[source], tensors[source]
+        return Metadata(state_dict_metadata=dict(tensors), storage_meta=StorageMeta(self._path))
+
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
+    ) -> None:
+        """Nothing to do: every rank has read all headers."""
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """The plan as it is."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """The plans as they are."""
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Reads what the plan says, file by file."""
+        files: dict[Path, list[tuple[str, ReadItem]]] = {}
+        for item in plan.items:
+            if item.type is not LoadItemType.TENSOR:
+                raise UsageError(f"{quote(item.storage_index.fqn)} is no tensor: there are only tensors here")
+            weights, name = self._places[item.storage_index.fqn]
+            files.setdefault(weights, []).append((name, item))
+        for weights, items in files.items():
+            with safe_open(weights, "pt", backend="pread", verify=self._verify) as opened:
+                for name, item in items:
+                    _read(opened, name, item, planner)
+                self.bytes_read += opened.bytes_read
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether there is such a file or directory."""
+        return Path(checkpoint_id).exists()
+
+
+def _whole(opened: safe_open, name: str) -> TensorStorageMetadata:
+    """A tensor as one chunk, of which any part can be read."""
+    tensor = opened.get_slice(name)
+    size = torch.Size(tensor.get_shape())
+    chunk = ChunkStorageMetadata(offsets=torch.Size([0] * len(size)), sizes=size)
+    return TensorStorageMetadata(TensorProperties(dtype=tensor.torch_dtype), size, [chunk])
+
+
+def _read(opened: safe_open, name: str, item: ReadItem, planner: LoadPlanner) -> None:
+    box = tuple(
+        slice(offset, offset + length)
+        for offset, length in zip(item.storage_offsets, item.lengths, strict=True)
+    )
+    found = opened.get_slice(name)[box]
+    target = planner.resolve_tensor(item).detach()
+    if target.shape != found.shape:
+        raise UsageError(f"tensor {quote(name)}: {list(found.shape)} cannot fill {list(target.shape)}")
+    target.copy_(found)
+    planner.commit_tensor(item, target)

@@ -1,0 +1,1 @@
+"""What stands behind :mod:`pyendor.transformers`: files as transformers opens them, its quantizer, models."""

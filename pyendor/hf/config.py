@@ -1,0 +1,103 @@
+"""What transformers knows of Endor: a quantization config, which says how a checkpoint is to be loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.quantizers import auto
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from pyendor.checkpoint import METHOD
+from pyendor.errors import UnsupportedError, UsageError, quote
+from pyendor.hf import files
+
+
+@auto.register_quantization_config(METHOD)
+class EndorConfig(QuantizationConfigMixin):
+    """How an Endor checkpoint is loaded: the ``quantization_config`` of ``from_pretrained``.
+
+    Args:
+        version: highest format version of the weights; what ``config.json`` says of them, informative.
+        keep_compressed: keep weights encoded in memory and decode them whenever they are used, instead of
+            decoding them once, into a plain dense model.
+        verify: check the digests of tensors that are read whole.
+    """
+
+    def __init__(
+        self,
+        version: str | None = None,
+        keep_compressed: bool = False,
+        verify: bool = False,
+        **_unknown: Any,
+    ) -> None:
+        self.quant_method = METHOD
+        self.version = version
+        self.keep_compressed = keep_compressed
+        self.verify = verify
+
+    @property
+    def dequantize(self) -> bool:
+        """Whether a plain model comes of it: what transformers asks."""
+        return not self.keep_compressed
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The config of a model, as ``config.json`` has it.
+
+        Of a model that was quantized before it was compressed this is the config of that method, so that
+        transformers goes on as with the dense checkpoint.
+
+        Raises:
+            UnsupportedError: transformers does not know that method.
+        """
+        files.end()
+        inner = config_dict.get("inner")
+        if inner is None:
+            return super().from_dict(dict(config_dict), return_unused_kwargs, **kwargs)
+        method = inner.get("quant_method") if isinstance(inner, dict) else inner
+        if not isinstance(inner, dict) or not known(inner):
+            raise UnsupportedError(
+                f"the weights were quantized ({quote(str(method))}) before they were compressed, which "
+                "transformers cannot load: decompress the checkpoint and use what can"
+            )
+        return auto.AutoQuantizationConfig.from_dict(dict(inner))
+
+    def take(self, given: EndorConfig) -> None:
+        """Takes over from a config that was given by the caller how to load."""
+        self.keep_compressed, self.verify = given.keep_compressed, given.verify
+
+
+def known(inner: Mapping[str, Any]) -> bool:
+    """Whether transformers has a quantizer for a ``quantization_config``."""
+    if "quant_method" not in inner and not {"load_in_8bit", "load_in_4bit"} & inner.keys():
+        return False
+    return bool(auto.AutoHfQuantizer.supports_quant_method(dict(inner)))
+
+
+def install() -> None:
+    """Lets ``from_pretrained`` take over what an :class:`EndorConfig` that it is given says.
+
+    It does so for some configs of its own, of which there is a fixed list, and leaves others aside with a
+    warning.
+    """
+    stock = auto.AutoHfQuantizer.merge_quantization_configs
+
+    def merge_quantization_configs(
+        cls: type, quantization_config: Any, quantization_config_from_args: Any = None
+    ) -> Any:
+        if not isinstance(quantization_config_from_args, EndorConfig):
+            return stock(quantization_config, quantization_config_from_args)
+        merged = stock(quantization_config, None)
+        if not isinstance(merged, EndorConfig):
+            method = getattr(merged.quant_method, "value", merged.quant_method)
+            raise UsageError(
+                f"the weights of this model are quantized ({quote(str(method))}): it is loaded as that, and "
+                "EndorConfig has nothing to say about it; leave it out"
+            )
+        merged.take(quantization_config_from_args)
+        return merged
+
+    auto.AutoHfQuantizer.merge_quantization_configs = classmethod(merge_quantization_configs)
