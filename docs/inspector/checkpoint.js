@@ -7,7 +7,7 @@
  * indices and configs are let alone.
  */
 
-import { FormatError, Members, UnsupportedError, malformedUtf8, open, parseJson, quoted } from "./endor.js";
+import { FormatError, Members, UnsupportedError, malformedUtf8, open, parseJson, printable } from "./endor.js";
 
 const WEIGHTS = /^model(\.safetensors|[.-].*\.safetensors)$/s;
 const ENDOR_WEIGHTS = /^model\.endor(\.safetensors|[.-].*\.safetensors)$/s;
@@ -19,6 +19,7 @@ const PYTORCH = /^pytorch_model.*\.bin$/s;
 const CONFIGS = ["config.json", "config.dense.json"];
 const LONGEST_TEXT = 100_000_000; // section 13
 
+const quoted = (name) => `"${printable(name)}"`;
 const variantOf = (pattern, name) => pattern.exec(name)[1] ?? "";
 const denseName = (name) => name.replace(/^model\.endor/, "model");
 

@@ -73,7 +73,8 @@ export const DTYPES = new Map(
 /** What a stored element's place and what its bits are kept as. */
 const ENCODINGS = new Set(["bitmap raw", "bitmap split", "all split"]);
 
-const BLOCK = 4096;
+/** Elements of a block. */
+export const BLOCK = 4096;
 const GROUP = 64;
 const LARGEST = Number.MAX_SAFE_INTEGER; // 2^53 - 1, as J-5 has it
 const LONGEST_HEADER = 100_000_000;
@@ -396,12 +397,17 @@ function text(bytes, from, end) {
   return utf8.decode(bytes.subarray(from, end));
 }
 
-/** A name as messages show it: quoted, control characters escaped (S-4), and not endless. */
-export function quoted(name) {
-  const shown = [...name.slice(0, 200)].slice(0, 80).join("");
-  const json = JSON.stringify(shown).replace(/[\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
-  return shown.length < name.length ? `${json.slice(0, -1)}…"` : json;
+/** Text of a file as people are shown it (S-4): what would control a terminal or turn the line is escaped; not endless. */
+export function printable(string, most = 120) {
+  const shown = [...string.slice(0, 2 * most)].slice(0, most).join("");
+  const escapedText = shown.replace(
+    /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g,
+    (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
+  return shown.length < string.length ? `${escapedText}…` : escapedText;
 }
+
+const quoted = (name) => `"${printable(name)}"`;
 
 // -- Container (rules C) ---------------------------------------------------------------------------------------------
 
@@ -536,8 +542,8 @@ function entry(name, members, where) {
 
 // -- Parts of logical tensors (rules T) ------------------------------------------------------------------------------
 
-/** The parts of an encoding, in order: name, dtype and shape (B-2). */
-function expectedParts({ name, dtype, positions, values, numel, blocks, stored, bits, mantissa, w, patches }) {
+/** The parts of an encoding, in order: role, name, dtype and shape (B-2). */
+export function expectedParts({ name, dtype, positions, values, numel, blocks, stored, bits, mantissa, w, patches }) {
   const split = values === "split";
   const bitmap = positions === "bitmap";
   const row = roundup(blocks + 1, 8);
@@ -804,6 +810,12 @@ async function readBitmap(source, tensor, first, end, index) {
   return words;
 }
 
+/** The bitmap of the blocks `first` to `end` - 1 of a tensor that has one, as bytes, checked as far as it can be alone. */
+export async function bitmapOf(file, tensor, first, end) {
+  const [row] = rowsOf(tensor);
+  return new Uint8Array((await readBitmap(file.source, tensor, first, end, await readIndex(file.source, tensor, row, first, end))).buffer);
+}
+
 /** Puts stored elements where the bits are 1 (B-10). Bits and elements are as many, which B-3 and B-6 have made sure of. */
 function scatter(words, stored, count, tensor, first) {
   const pair = tensor.bits === 64;
@@ -976,7 +988,10 @@ const FACTOR = Number(P32_1) | 0;
 
 /** Upper half of the product of two unsigned numbers of 32 bits. */
 function high(a, b) {
-  const [a0, a1, b0, b1] = [a & 0xffff, a >>> 16, b & 0xffff, b >>> 16];
+  const a0 = a & 0xffff;
+  const a1 = a >>> 16;
+  const b0 = b & 0xffff;
+  const b1 = b >>> 16;
   const p01 = Math.imul(a0, b1);
   const p10 = Math.imul(a1, b0);
   const middle = (Math.imul(a0, b0) >>> 16) + (p01 & 0xffff) + (p10 & 0xffff);
