@@ -150,12 +150,26 @@ export class Members {
   }
 }
 
+/** Members of an object of which only some are known: a header may have millions of such objects. */
+class Fields {
+  constructor(keys) {
+    this.keys = keys;
+    this.values = new Array(keys.length);
+  }
+
+  get(name) {
+    return this.values[this.keys.indexOf(name)];
+  }
+}
+
+const isObject = (value) => value instanceof Members || value instanceof Fields;
+
 /**
  * Parses a JSON text whose value is an object, strictly: rules J-1 to J-4, and C-5 in place of J-1 for what follows
  * the object if `header` is set.
  *
- * Of the tree only that is built which `keep` names, an object of members, `*` standing for all other names, and
- * `true` for a value that has no members of interest. Of arrays the first 65 values are kept, in which nested ones are
+ * Of the tree only that is built which `keep` names, an object of members, and `true` for a value that has no members
+ * of interest. Where `*` stands for all names that are not there, Members come out, elsewhere Fields; both have `get`. Of arrays the first 65 values are kept, in which nested ones are
  * null. A number is kept as such if it is an integer as J-5 has it, else as NaN.
  *
  * `bytes` are well-formed UTF-8; `fail(rule, message, position)` gives the error to throw.
@@ -300,23 +314,24 @@ export function parseJson(bytes, keep, fail, header = false) {
 
   const object = (wanted, depth) => {
     nested(depth);
-    const names = []; // all of them, for J-2
-    const building = typeof wanted === "object";
-    const kept = [];
+    const members = []; // all of them, for J-2
+    const all = wanted?.["*"];
+    const fields = typeof wanted === "object" && !all ? new Fields(keysOf(wanted)) : null;
     if (bytes[at] === 0x7d) at += 1;
     else {
       for (;;) {
         if (bytes[at] !== 0x22) unexpected();
         const member = { name: "", value: undefined, at };
         member.name = string(true);
-        names.push(member);
+        members.push(member);
         space();
         if (bytes[at] !== 0x3a) unexpected();
         at += 1;
         space();
-        const inside = building ? (Object.hasOwn(wanted, member.name) ? wanted[member.name] : wanted["*"]) : undefined;
-        member.value = value(inside, depth + 1);
-        if (inside !== undefined) kept.push(member);
+        const inside = fields || all ? (Object.hasOwn(wanted, member.name) ? wanted[member.name] : all) : undefined;
+        const found = value(inside, depth + 1);
+        if (all) member.value = found;
+        else if (inside !== undefined) fields.values[fields.keys.indexOf(member.name)] = found;
         space();
         if (bytes[at] === 0x7d) break;
         if (bytes[at] !== 0x2c) unexpected();
@@ -325,15 +340,15 @@ export function parseJson(bytes, keep, fail, header = false) {
       }
       at += 1;
     }
-    unique(names);
-    if (kept.length === names.length) return new Members(names);
-    return new Members(kept.sort(byName));
+    unique(members);
+    return all ? new Members(members) : (fields ?? EMPTY);
   };
 
   const unique = (members) => {
     members.sort(byName);
     for (let i = 1; i < members.length; i += 1)
-      if (members[i].name === members[i - 1].name) stop("J-2", `two members are named ${quoted(members[i].name)}`, Math.max(members[i].at, members[i - 1].at));
+      if (members[i].name === members[i - 1].name)
+        stop("J-2", `two members are named ${quoted(members[i].name)}`, Math.max(members[i].at, members[i - 1].at));
   };
 
   const array = (wanted, depth) => {
@@ -384,17 +399,21 @@ export function parseJson(bytes, keep, fail, header = false) {
   return members;
 }
 
+const EMPTY = new Members([]);
+const KEYS_OF = new WeakMap();
+
+/** The names in a `keep`, the same array each time. */
+function keysOf(keep) {
+  if (!KEYS_OF.has(keep)) KEYS_OF.set(keep, Object.keys(keep));
+  return KEYS_OF.get(keep);
+}
+
 const byName = (a, b) => (a.name < b.name ? -1 : a.name > b.name ? 1 : 0);
 
 /** The string that some UTF-8 stands for; most are short ASCII, for which a decoder's start takes longer than the work. */
 function text(bytes, from, end) {
-  if (end - from <= 48) {
-    let string = "";
-    let i = from;
-    while (i < end && bytes[i] < 0x80) string += String.fromCharCode(bytes[i++]);
-    if (i === end) return string;
-  }
-  return utf8.decode(bytes.subarray(from, end));
+  const range = bytes.subarray(from, end);
+  return range.length <= 64 && range.every((byte) => byte < 0x80) ? String.fromCharCode.apply(null, range) : utf8.decode(range);
 }
 
 /** Text of a file as people are shown it (S-4): what would control a terminal or turn the line is escaped; not endless. */
@@ -429,7 +448,7 @@ function physicalTensors(header, dataBegin, dataLength) {
   for (const { name, value: entry, at } of header.list) {
     if (name === "__metadata__") continue;
     const where = { tensor: name, offset: 8 + at };
-    if (!(entry instanceof Members)) throw new FormatError("C-6", "what describes the tensor is not an object", where);
+    if (!isObject(entry)) throw new FormatError("C-6", "what describes the tensor is not an object", where);
     const dtype = entry.get("dtype");
     const shape = entry.get("shape");
     const offsets = entry.get("data_offsets");
@@ -445,7 +464,7 @@ function physicalTensors(header, dataBegin, dataLength) {
     const numel = product(shape);
     if (type && 8 * (end - begin) !== numel * type.bits)
       throw new FormatError("C-10", `${end - begin} bytes are not what the shape ${JSON.stringify(shape)} has in ${dtype}`, where);
-    tensors.push({ name, dtype, shape, numel, begin: dataBegin + begin, end: dataBegin + end, at: 8 + at });
+    tensors.push({ name, dtype, shape, numel, begin: dataBegin + begin, end: dataBegin + end, at: 8 + at, owned: false });
   }
   tensors.sort((a, b) => a.begin - b.begin || a.end - b.end);
   let at = dataBegin;
@@ -483,7 +502,7 @@ function entries(endor, offset) {
   if (!(members instanceof Members)) throw new FormatError("M-3", "the endor object has no object `tensors`", { offset });
   const keys = members.list;
   const tensors = keys.map(({ name, value }) => {
-    if (!(value instanceof Members)) throw new FormatError("M-3", "the entry is not an object", { tensor: name, offset });
+    if (!isObject(value)) throw new FormatError("M-3", "the entry is not an object", { tensor: name, offset });
     return entry(name, value, { tensor: name, offset });
   });
   for (const { name } of keys) {
@@ -506,7 +525,7 @@ function entry(name, members, where) {
   const shape = members.get("shape");
   integers(shape, "the entry's shape", "M-4", where);
   if (shape.length > 64) throw new FormatError("C-8", "the entry's shape has more than 64 members", where);
-  const digest = members.find("digest") ? member("digest") : null;
+  const digest = members.get("digest") === undefined ? null : member("digest");
   const [, algorithm, hex] = /^([a-z0-9_]+):([0-9a-f]+)$/.exec(digest ?? "none:0") ?? [];
   if (!algorithm || (algorithm === "xxh3_64" && hex.length !== 16))
     throw new FormatError("D-1", `${quoted(digest)} is not the form of a digest`, where);
@@ -591,13 +610,12 @@ function findParts(tensors, names) {
   }
 }
 
-function plainTensor({ name, dtype, shape, numel, begin, end }) {
+function plainTensor(part) {
+  const { name, dtype, shape, numel, begin, end } = part;
   const type = DTYPES.get(dtype);
-  return {
-    ...{ name, dtype, shape, numel, positions: null, values: null, digest: null, encoded: false },
-    unsupported: type ? null : `dtype ${quoted(dtype)}`,
-    ...{ parts: { values: { name, begin, end } }, bytes: end - begin, at: begin, bits: type?.bits },
-  };
+  const unsupported = type ? null : `dtype ${quoted(dtype)}`;
+  const bits = type?.bits;
+  return { name, dtype, shape, numel, bits, digest: null, encoded: false, unsupported, parts: { values: part }, bytes: end - begin, at: begin };
 }
 
 // -- Files -----------------------------------------------------------------------------------------------------------

@@ -189,15 +189,16 @@ function bitmapPart(row, signal) {
     middle();
   });
 
+  /** Gives the canvas a pixel for each of the screen; whether it had others. */
   const resize = () => {
     const box = canvas.getBoundingClientRect();
     const ratio = window.devicePixelRatio || 1;
-    [canvas.width, canvas.height] = [Math.max(1, Math.round(box.width * ratio)), Math.max(1, Math.round(box.height * ratio))];
+    const [width, height] = [box.width, box.height].map((size) => Math.max(1, Math.round(size * ratio)));
+    if (canvas.width === width && canvas.height === height) return false;
+    [canvas.width, canvas.height] = [width, height];
+    return true;
   };
-  const watcher = new ResizeObserver(() => {
-    resize();
-    if (view.grid) view.zoom(1);
-  });
+  const watcher = new ResizeObserver(() => resize() && view.zoom(1));
   const colours = matchMedia("(prefers-color-scheme: dark)");
   const redraw = () => view.draw();
   const button = (label, text, work) => h("button", { type: "button", class: "button", "aria-label": label, click: work }, text);

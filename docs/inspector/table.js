@@ -7,7 +7,7 @@ const PAGE = 200;
 
 const COLUMNS = [
   { title: "Tensor", key: (row) => row.name, text: true },
-  { title: "Shape", key: (row) => row.tensor.numel, class: "wide" },
+  { title: "Shape", key: (row) => row.tensor.numel },
   { title: "Type", key: (row) => row.tensor.dtype, text: true },
   { title: "Encoding", key: (row) => row.encoding, text: true },
   { title: "Non-zeros", key: (row) => row.nnz ?? -1 },
@@ -25,6 +25,7 @@ export class TensorTable {
   #rising = true;
   #needle = "";
   #body = h("tbody");
+  #lines = new Map(); // row -> its element, which stays: it may have the focus
   #more = h("button", { type: "button", class: "button more", click: () => this.#grow() });
   #found = h("p", { class: "hint", role: "status" });
   #heads;
@@ -73,34 +74,45 @@ export class TensorTable {
       if (i === this.#column) head.setAttribute("aria-sort", this.#rising ? "ascending" : "descending");
       else head.removeAttribute("aria-sort");
     });
-    const focused = document.activeElement?.dataset?.row; // the body is written anew: the focus stays where it was
-    this.#body.replaceChildren(...rows.slice(0, this.#shown).map((row, i) => this.#line(row, i)));
-    if (focused !== undefined) this.#body.querySelector(`[data-row="${focused}"]`)?.focus({ preventScroll: true });
+    const lines = rows.slice(0, this.#shown).map((row) => this.#line(row));
+    if (lines.length !== this.#body.children.length || lines.some((line, i) => line !== this.#body.children[i])) {
+      const focused = document.activeElement;
+      this.#body.replaceChildren(...lines);
+      if (this.#body.contains(focused)) focused.focus({ preventScroll: true });
+    }
     const left = rows.length - this.#shown;
     this.#more.hidden = left <= 0;
     this.#more.textContent = `Show ${integer(Math.min(PAGE, left))} more of ${integer(left)}`;
     this.#found.textContent = this.#needle ? `${integer(rows.length)} of ${integer(this.#rows.length)} tensors` : "";
   }
 
-  #line(row, i) {
-    const { tensor } = row;
-    const { density } = row;
-    const name = h("button", { type: "button", class: "tensor", "data-row": i, click: () => this.#select(row) }, h("bdi", {}, printable(row.name)));
+  #line(row) {
+    if (!this.#lines.has(row)) {
+      const button = h("button", { type: "button", class: "tensor", click: () => this.#select(row) }, h("bdi", {}, printable(row.name)));
+      this.#lines.set(row, h("tr", {}, h("th", { scope: "row" }, button, h("span", { class: "tag bad", hidden: true }))));
+    }
+    const line = this.#lines.get(row);
+    const tag = line.querySelector(".tag");
+    [tag.hidden, tag.textContent] = [!row.problem, row.problem?.rule ?? ""];
+    while (line.children.length > 1) line.lastChild.remove();
+    line.append(...this.#cells(row));
+    return line;
+  }
+
+  #cells(row) {
+    const { tensor, density } = row;
+    const cell = (text, kind = "number") => h("td", { class: kind }, text);
     const track = h("span", { class: "track" }, h("i"));
     track.style.setProperty("--share", density ?? 0);
-    const cell = (text, attributes = { class: "number" }) => h("td", attributes, text);
-    return h(
-      "tr",
-      { class: row.problem ? "faulty" : tensor.unsupported ? "hidden-parts" : null },
-      h("th", { scope: "row" }, name, row.problem && h("span", { class: "tag bad" }, row.problem.rule)),
+    return [
       cell(shape(tensor.shape)),
-      cell(printable(tensor.dtype, 20), {}),
-      cell(row.encoding, {}),
+      cell(printable(tensor.dtype, 20), null),
+      cell(row.encoding, null),
       cell(row.nnz === null ? "–" : integer(row.nnz)),
       h("td", { class: "number density" }, density === null ? "–" : `${row.estimated ? "≈ " : ""}${percent(density)}`, density !== null && track),
       cell(bits(row.bitsPerWeight)),
       cell(bits(row.floor)),
       cell(bytes(tensor.bytes)),
-    );
+    ];
   }
 }
