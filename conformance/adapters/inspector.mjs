@@ -27,9 +27,9 @@ async function reading(path, work) {
 function source(descriptor) {
   return {
     size: fstatSync(descriptor).size,
-    read(begin, end) {
+    async read(begin, end) {
       const bytes = new Uint8Array(end - begin);
-      for (let done = 0; done < bytes.length; ) {
+      for (let done = 0; done < bytes.length;) {
         const count = readSync(descriptor, bytes, done, bytes.length - done, begin + done);
         if (count === 0) throw new Error("the file has changed while it was read");
         done += count;
@@ -64,12 +64,18 @@ async function decode(path, digests) {
   if (statSync(path).isDirectory()) return decodeDirectory(path, digests);
   return reading(path, async (one) => {
     const file = await open(one);
-    return overall(file.unsupported, file.tensors.map((tensor) => ({ tensor, file })), digests);
+    return overall(
+      file.unsupported,
+      file.tensors.map((tensor) => ({ tensor, file })),
+      digests,
+    );
   });
 }
 
 async function decodeDirectory(path, digests) {
-  const names = readdirSync(path).filter((name) => statSync(join(path, name), { throwIfNoEntry: false })?.isFile());
+  const names = readdirSync(path).filter((name) =>
+    statSync(join(path, name), { throwIfNoEntry: false })?.isFile(),
+  );
   const descriptors = names.map((name) => openSync(join(path, name), "r"));
   try {
     const entries = names.map((name, i) => ({ name, source: source(descriptors[i]) }));
@@ -102,14 +108,16 @@ async function slice(path, name, start, stop) {
 async function answer([operation, path, ...rest]) {
   try {
     if (operation !== "decode" && operation !== "slice") return [NOT_IMPLEMENTED, {}];
-    const output = operation === "decode" ? await decode(path, rest.includes("--digests")) : await slice(path, ...rest);
+    const output =
+      operation === "decode" ? await decode(path, rest.includes("--digests")) : await slice(path, ...rest);
     return [EXIT[output.result], output];
   } catch (error) {
     if (error instanceof FormatError) {
       const { rule, tensor, offset, message } = error;
       return [EXIT.reject, { result: "reject", rule, tensor, offset, message }];
     }
-    if (error instanceof UnsupportedError) return [EXIT.unsupported, { result: "unsupported", reason: error.message, tensors: [] }];
+    if (error instanceof UnsupportedError)
+      return [EXIT.unsupported, { result: "unsupported", reason: error.message, tensors: [] }];
     throw error;
   }
 }

@@ -22,7 +22,8 @@ export function gridOf(shape, numel) {
   for (let k = 1, rows = 1; k <= shape.length; k += 1) {
     rows *= shape[k - 1];
     const columns = numel / rows;
-    if (Math.abs(Math.log(columns / rows)) < Math.abs(Math.log(best.columns / best.rows))) best = { columns, rows };
+    if (Math.abs(Math.log(columns / rows)) < Math.abs(Math.log(best.columns / best.rows)))
+      best = { columns, rows };
   }
   if (Math.max(best.columns / best.rows, best.rows / best.columns) <= 32) return { ...best, wrapped: false };
   const columns = Math.max(1, 2 ** Math.ceil(Math.log2(Math.sqrt(numel))));
@@ -153,17 +154,25 @@ export class BitmapView {
       if (this.y + (py + 0.5) / this.scale < 0 || from >= to || from >= bottom) continue;
       const taken = Math.min(to - from, most);
       sampled ||= taken < to - from;
-      lines.push({ py, rows: Array.from({ length: taken }, (_, k) => from + Math.floor(((to - from) * k) / taken)) });
+      lines.push({
+        py,
+        rows: Array.from({ length: taken }, (_, k) => from + Math.floor(((to - from) * k) / taken)),
+      });
     }
     const edges = Float64Array.from({ length: width + 1 }, (_, px) => Math.floor(this.x + px / this.scale));
 
     let shown = performance.now();
-    for (let i = 0; i < lines.length; ) {
+    for (let i = 0; i < lines.length;) {
       const wanted = new Set();
       const start = i;
       for (; i < lines.length && (wanted.size < 4 * RUN || i === start); i += 1)
         for (const row of lines[i].rows)
-          for (let b = Math.floor((row * columns + left) / BLOCK); b * BLOCK < Math.min(row * columns + right, this.#tensor.numel); b += 1) wanted.add(b);
+          for (
+            let b = Math.floor((row * columns + left) / BLOCK);
+            b * BLOCK < Math.min(row * columns + right, this.#tensor.numel);
+            b += 1
+          )
+            wanted.add(b);
       await this.#fetch(wanted);
       if (turn !== this.#turn) return false;
       for (const line of lines.slice(start, i)) this.#line(image, line, edges, left, right, colours);
@@ -192,7 +201,8 @@ export class BitmapView {
       await Promise.all(
         runs.slice(i, i + 16).map(async ([first, end]) => {
           const bits = await nonzeros(file, tensor, first, end);
-          for (let b = first; b < end; b += 1) this.#blocks.set(b, bits.subarray(((b - first) * BLOCK) / 8, ((b - first + 1) * BLOCK) / 8));
+          for (let b = first; b < end; b += 1)
+            this.#blocks.set(b, bits.subarray(((b - first) * BLOCK) / 8, ((b - first + 1) * BLOCK) / 8));
         }),
       );
     for (const b of this.#blocks.keys()) {

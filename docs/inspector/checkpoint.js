@@ -7,7 +7,15 @@
  * indices and configs are let alone.
  */
 
-import { FormatError, Members, UnsupportedError, malformedUtf8, open, parseJson, printable } from "./endor.js";
+import {
+  FormatError,
+  Members,
+  UnsupportedError,
+  malformedUtf8,
+  open,
+  parseJson,
+  printable,
+} from "./endor.js";
 
 const WEIGHTS = /^model(\.safetensors|[.-].*\.safetensors)$/s;
 const ENDOR_WEIGHTS = /^model\.endor(\.safetensors|[.-].*\.safetensors)$/s;
@@ -24,7 +32,8 @@ const variantOf = (pattern, name) => pattern.exec(name)[1] ?? "";
 const denseName = (name) => name.replace(/^model\.endor/, "model");
 
 /** Whether these names are those of an Endor checkpoint, and not of loose files. */
-export const isCheckpoint = (names) => names.some((name) => ENDOR_WEIGHTS.test(name) || ENDOR_INDEX.test(name));
+export const isCheckpoint = (names) =>
+  names.some((name) => ENDOR_WEIGHTS.test(name) || ENDOR_INDEX.test(name));
 
 /**
  * Checks rules K, and opens all Endor weights. `files` are `{name, file}` and `tensors` `{tensor, file, fileName}`, the
@@ -39,21 +48,30 @@ export async function openCheckpoint(entries) {
   for (const name of CONFIGS) if (byName.has(name)) await checkConfig(byName.get(name));
 
   const maps = new Map();
-  for (const name of indices) maps.set(variantOf(ENDOR_INDEX, name), { name, map: await readIndex(byName.get(name), "K-1") });
+  for (const name of indices)
+    maps.set(variantOf(ENDOR_INDEX, name), { name, map: await readIndex(byName.get(name), "K-1") });
   checkNaming(maps, byName, weights);
   await checkKeptIndices(names, byName, maps, weights);
 
   const files = [];
-  for (const name of weights) files.push({ name, file: await within(name, () => open(byName.get(name).source)) });
+  for (const name of weights)
+    files.push({ name, file: await within(name, () => open(byName.get(name).source)) });
   for (const { name, map } of maps.values()) {
     const named = new Set(map.map(({ value }) => value));
-    checkMap(name, map, files.filter((one) => named.has(one.name)));
+    checkMap(
+      name,
+      map,
+      files.filter((one) => named.has(one.name)),
+    );
   }
-  const tensors = files.flatMap(({ name, file }) => file.tensors.map((tensor) => ({ tensor, file, fileName: name })));
+  const tensors = files.flatMap(({ name, file }) =>
+    file.tensors.map((tensor) => ({ tensor, file, fileName: name })),
+  );
   return { files, tensors };
 }
 
-const broken = (rule, message, file, tensor = null) => Object.assign(new FormatError(rule, message, { tensor }), { file });
+const broken = (rule, message, file, tensor = null) =>
+  Object.assign(new FormatError(rule, message, { tensor }), { file });
 
 /** Adds to errors which file they are about. */
 async function within(name, work) {
@@ -69,7 +87,8 @@ function checkNeighbours(names) {
   for (const name of names) {
     const dense = WEIGHTS.test(name) && !ENDOR_WEIGHTS.test(name);
     const index = INDEX.test(name) && !ENDOR_INDEX.test(name) && !KEPT_INDEX.test(name);
-    if (dense || index || PYTORCH.test(name)) throw broken("K-5", `${quoted(name)} is of dense weights, beside Endor weights`, name);
+    if (dense || index || PYTORCH.test(name))
+      throw broken("K-5", `${quoted(name)} is of dense weights, beside Endor weights`, name);
   }
 }
 
@@ -84,7 +103,9 @@ async function checkConfig(entry) {
   let config = null;
   try {
     const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
-    config = JSON.parse(text.replace(/"[^"\\]*(?:\\.[^"\\]*)*"|-?Infinity|NaN/gs, (token) => (token[0] === '"' ? token : "0")));
+    config = JSON.parse(
+      text.replace(/"[^"\\]*(?:\\.[^"\\]*)*"|-?Infinity|NaN/gs, (token) => (token[0] === '"' ? token : "0")),
+    );
   } catch (error) {
     if (error instanceof RangeError) throw new UnsupportedError(`${quoted(entry.name)} cannot be parsed`);
   }
@@ -103,7 +124,12 @@ async function readIndex(entry, rule) {
   if (!(map instanceof Members)) throw broken(rule, `${quoted(name)} has no object weight_map`, name);
   for (const { name: tensor, value } of map.list)
     if (typeof value !== "string" || /^\.{0,2}$|[/\\:\u0000-\u001f]/.test(value))
-      throw broken(rule, `${typeof value === "string" ? quoted(value) : "a value of weight_map"} is not the name of a file in the directory`, name, tensor);
+      throw broken(
+        rule,
+        `${typeof value === "string" ? quoted(value) : "a value of weight_map"} is not the name of a file in the directory`,
+        name,
+        tensor,
+      );
   return map.list;
 }
 
@@ -112,7 +138,12 @@ function checkNaming(maps, byName, weights) {
   for (const { name, map } of maps.values())
     for (const { name: tensor, value } of map)
       if (!byName.has(value) || !ENDOR_WEIGHTS.test(value))
-        throw broken("K-2", `${quoted(value)} ${byName.has(value) ? "is not named as Endor weights" : "does not exist"}`, name, tensor);
+        throw broken(
+          "K-2",
+          `${quoted(value)} ${byName.has(value) ? "is not named as Endor weights" : "does not exist"}`,
+          name,
+          tensor,
+        );
   for (const name of weights) {
     if (!SHARD.test(name)) continue;
     const index = maps.get(variantOf(SHARD, name));
@@ -128,20 +159,28 @@ async function checkKeptIndices(names, byName, maps, weights) {
   for (const name of names) {
     if (!KEPT_INDEX.test(name) || !maps.has(variantOf(KEPT_INDEX, name))) continue;
     for (const { name: tensor, value } of await readIndex(byName.get(name), "K-10"))
-      if (!dense.has(value)) throw broken("K-10", `${quoted(value)} is the dense name of no file`, name, tensor);
+      if (!dense.has(value))
+        throw broken("K-10", `${quoted(value)} is the dense name of no file`, name, tensor);
   }
 }
 
 /** The map has what the files have, each in its place (K-3), and parts are beside their tensor (K-4). */
 function checkMap(name, map, files) {
-  const physical = files.flatMap(({ name: fileName, file }) => file.physical.map((one) => ({ name: one.name, fileName })));
+  const physical = files.flatMap(({ name: fileName, file }) =>
+    file.physical.map((one) => ({ name: one.name, fileName })),
+  );
   physical.sort((a, b) => (a.name < b.name ? -1 : a.name > b.name ? 1 : 0));
   for (const { name: fileName, file } of files)
     for (const tensor of file.tensors) if (tensor.encoded) checkParts(tensor.name, fileName, physical);
   for (let i = 0; i < Math.max(map.length, physical.length); i += 1) {
     const [listed, there] = [map[i], physical[i]];
     if (listed?.name !== there?.name || listed.value !== there.fileName)
-      throw broken("K-3", `${quoted(name)} and the files differ`, name, (listed && there && listed.name > there.name ? there : (listed ?? there)).name);
+      throw broken(
+        "K-3",
+        `${quoted(name)} and the files differ`,
+        name,
+        (listed && there && listed.name > there.name ? there : (listed ?? there)).name,
+      );
   }
 }
 
@@ -156,5 +195,10 @@ function checkParts(tensor, fileName, physical) {
   }
   for (let i = low; i < physical.length && physical[i].name.startsWith(prefix); i += 1)
     if (physical[i].fileName !== fileName)
-      throw broken("K-4", `${quoted(physical[i].name)} is in ${quoted(physical[i].fileName)}, and not beside its tensor`, physical[i].fileName, tensor);
+      throw broken(
+        "K-4",
+        `${quoted(physical[i].name)} is in ${quoted(physical[i].fileName)}, and not beside its tensor`,
+        physical[i].fileName,
+        tensor,
+      );
 }

@@ -8,7 +8,14 @@ export function h(tag, attributes = {}, ...children) {
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  return fill(element, ...children);
+}
+
+/** Gives an element these children; what is null, undefined or false is none. */
+export function fill(element, ...children) {
+  element.replaceChildren(
+    ...children.filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return element;
 }
 
@@ -32,4 +39,5 @@ export const bits = (n) => (n === null || !Number.isFinite(n) ? "–" : n.toFixe
 
 export const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(1)} %`);
 
-export const shape = (sizes) => (sizes.length ? sizes.slice(0, 8).join(" × ") + (sizes.length > 8 ? " × …" : "") : "scalar");
+export const shape = (sizes) =>
+  sizes.length ? sizes.slice(0, 8).join(" × ") + (sizes.length > 8 ? " × …" : "") : "scalar";

@@ -3,7 +3,7 @@
  *
  *     const file = await open(blobSource(blob));         // rules J, C, M and T, from the header alone
  *     for (const tensor of file.tensors) ...             // name, dtype, shape, encoding, parts
- *     for await (const bytes of elements(file, tensor))  // dense bytes, each run of blocks checked first
+ *     for await (const bytes of elements(file, tensor))  // its dense bytes, each run of blocks checked first
  *     await digestOf(file, tensor)                       // what its digest should be
  *
  * Written from spec/endor-1.md alone, for browsers and Node, without dependencies. Only the ranges that are
@@ -38,6 +38,7 @@ export function blobSource(blob) {
   return {
     size: blob.size,
     async read(begin, end) {
+      if (begin === end) return new Uint8Array(0);
       const bytes = new Uint8Array(await blob.slice(begin, end).arrayBuffer());
       if (bytes.length !== end - begin) throw new Error("the file has changed while it was read");
       return bytes;
@@ -107,7 +108,8 @@ export function malformedUtf8(bytes) {
       i += 1;
       continue;
     }
-    const more = lead >= 0xc2 && lead < 0xe0 ? 1 : (lead & 0xf0) === 0xe0 ? 2 : lead >= 0xf0 && lead < 0xf5 ? 3 : 0;
+    const more =
+      lead >= 0xc2 && lead < 0xe0 ? 1 : (lead & 0xf0) === 0xe0 ? 2 : lead >= 0xf0 && lead < 0xf5 ? 3 : 0;
     if (more === 0 || i + more >= length) return i;
     const low = lead === 0xe0 ? 0xa0 : lead === 0xf0 ? 0x90 : 0x80; // overlong forms are below
     const high = lead === 0xed ? 0x9f : lead === 0xf4 ? 0x8f : 0xbf; // surrogates, and what is past U+10FFFF, above
@@ -182,9 +184,18 @@ export function parseJson(bytes, keep, fail, header = false) {
     throw fail(rule, message, position);
   };
   const unexpected = () =>
-    stop("J-1", at < length ? `byte 0x${bytes[at].toString(16).padStart(2, "0")} does not belong there` : "the JSON text is cut short");
+    stop(
+      "J-1",
+      at < length
+        ? `byte 0x${bytes[at].toString(16).padStart(2, "0")} does not belong there`
+        : "the JSON text is cut short",
+    );
   const space = () => {
-    while (at < length && (bytes[at] === 0x20 || bytes[at] === 0x0a || bytes[at] === 0x0d || bytes[at] === 0x09)) at += 1;
+    while (
+      at < length &&
+      (bytes[at] === 0x20 || bytes[at] === 0x0a || bytes[at] === 0x0d || bytes[at] === 0x09)
+    )
+      at += 1;
   };
   const digits = () => {
     const from = at;
@@ -221,7 +232,14 @@ export function parseJson(bytes, keep, fail, header = false) {
     let value = 0;
     for (let i = 0; i < 4; i += 1, at += 1) {
       const c = bytes[at];
-      const digit = c >= 0x30 && c <= 0x39 ? c - 0x30 : c >= 0x41 && c <= 0x46 ? c - 0x37 : c >= 0x61 && c <= 0x66 ? c - 0x57 : -1;
+      const digit =
+        c >= 0x30 && c <= 0x39
+          ? c - 0x30
+          : c >= 0x41 && c <= 0x46
+            ? c - 0x37
+            : c >= 0x61 && c <= 0x66
+              ? c - 0x57
+              : -1;
       if (digit < 0) unexpected();
       value = value * 16 + digit;
     }
@@ -328,7 +346,8 @@ export function parseJson(bytes, keep, fail, header = false) {
         if (bytes[at] !== 0x3a) unexpected();
         at += 1;
         space();
-        const inside = fields || all ? (Object.hasOwn(wanted, member.name) ? wanted[member.name] : all) : undefined;
+        const inside =
+          fields || all ? (Object.hasOwn(wanted, member.name) ? wanted[member.name] : all) : undefined;
         const found = value(inside, depth + 1);
         if (all) member.value = found;
         else if (inside !== undefined) fields.values[fields.keys.indexOf(member.name)] = found;
@@ -348,7 +367,11 @@ export function parseJson(bytes, keep, fail, header = false) {
     members.sort(byName);
     for (let i = 1; i < members.length; i += 1)
       if (members[i].name === members[i - 1].name)
-        stop("J-2", `two members are named ${quoted(members[i].name)}`, Math.max(members[i].at, members[i - 1].at));
+        stop(
+          "J-2",
+          `two members are named ${quoted(members[i].name)}`,
+          Math.max(members[i].at, members[i - 1].at),
+        );
   };
 
   const array = (wanted, depth) => {
@@ -395,7 +418,11 @@ export function parseJson(bytes, keep, fail, header = false) {
   const members = object(keep, 1);
   if (header) while (at < length && bytes[at] === 0x20) at += 1;
   else space();
-  if (at < length) stop(header ? "C-5" : "J-1", header ? "something other than spaces after the header" : "something after the JSON text");
+  if (at < length)
+    stop(
+      header ? "C-5" : "J-1",
+      header ? "something other than spaces after the header" : "something after the JSON text",
+    );
   return members;
 }
 
@@ -413,7 +440,9 @@ const byName = (a, b) => (a.name < b.name ? -1 : a.name > b.name ? 1 : 0);
 /** The string that some UTF-8 stands for; most are short ASCII, for which a decoder's start takes longer than the work. */
 function text(bytes, from, end) {
   const range = bytes.subarray(from, end);
-  return range.length <= 64 && range.every((byte) => byte < 0x80) ? String.fromCharCode.apply(null, range) : utf8.decode(range);
+  return range.length <= 64 && range.every((byte) => byte < 0x80)
+    ? String.fromCharCode.apply(null, range)
+    : utf8.decode(range);
 }
 
 /** Text of a file as people are shown it (S-4): what would control a terminal or turn the line is escaped; not endless. */
@@ -439,7 +468,8 @@ const HEADER = {
 function integers(list, what, rule, where) {
   if (!Array.isArray(list) || !list.every((n) => typeof n === "number"))
     throw new FormatError(rule, `${what} is not an array of numbers`, where);
-  if (list.some(Number.isNaN)) throw new FormatError("J-5", `${what} has a number that is no integer from 0 to 2^53 - 1`, where);
+  if (list.some(Number.isNaN))
+    throw new FormatError("J-5", `${what} has a number that is no integer from 0 to 2^53 - 1`, where);
 }
 
 /** The physical tensors, in the order of their data, with offsets in the file; `at` is where the header names them. */
@@ -459,19 +489,42 @@ function physicalTensors(header, dataBegin, dataLength) {
     if (shape.length > 64) throw new FormatError("C-8", "the shape has more than 64 members", where);
     const [begin, end] = offsets;
     if (begin > end || end > dataLength)
-      throw new FormatError("C-9", `data_offsets are ${begin} to ${end} in a data section of ${dataLength} bytes`, where);
+      throw new FormatError(
+        "C-9",
+        `data_offsets are ${begin} to ${end} in a data section of ${dataLength} bytes`,
+        where,
+      );
     const type = DTYPES.get(dtype);
     const numel = product(shape);
     if (type && 8 * (end - begin) !== numel * type.bits)
-      throw new FormatError("C-10", `${end - begin} bytes are not what the shape ${JSON.stringify(shape)} has in ${dtype}`, where);
-    tensors.push({ name, dtype, shape, numel, begin: dataBegin + begin, end: dataBegin + end, at: 8 + at, owned: false });
+      throw new FormatError(
+        "C-10",
+        `${end - begin} bytes are not what the shape ${JSON.stringify(shape)} has in ${dtype}`,
+        where,
+      );
+    tensors.push({
+      name,
+      dtype,
+      shape,
+      numel,
+      begin: dataBegin + begin,
+      end: dataBegin + end,
+      at: 8 + at,
+      owned: false,
+    });
   }
   tensors.sort((a, b) => a.begin - b.begin || a.end - b.end);
   let at = dataBegin;
   for (const { name, begin, end } of tensors) {
     const where = { tensor: name, offset: begin };
-    if (begin < at) throw new FormatError("C-11", `the tensor begins ${at - begin} bytes before the end of the one before it`, where);
-    if (begin > at) throw new FormatError("C-12", `${begin - at} bytes before the tensor belong to none`, where);
+    if (begin < at)
+      throw new FormatError(
+        "C-11",
+        `the tensor begins ${at - begin} bytes before the end of the one before it`,
+        where,
+      );
+    if (begin > at)
+      throw new FormatError("C-12", `${begin - at} bytes before the tensor belong to none`, where);
     at = end;
   }
   const rest = dataBegin + dataLength - at;
@@ -484,7 +537,17 @@ function physicalTensors(header, dataBegin, dataLength) {
 const ENDOR = {
   version: true,
   tensors: {
-    "*": { dtype: true, shape: true, positions: true, values: true, digest: true, nnz: true, w: true, mantissa: true, patches: true },
+    "*": {
+      dtype: true,
+      shape: true,
+      positions: true,
+      values: true,
+      digest: true,
+      nnz: true,
+      w: true,
+      mantissa: true,
+      patches: true,
+    },
   },
 };
 
@@ -499,10 +562,12 @@ function versionOf(endor, where) {
 /** The entries of the endor object as logical tensors, without their parts (M-3 to M-8, C-8, D-1, T-1). */
 function entries(endor, offset) {
   const members = endor.get("tensors");
-  if (!(members instanceof Members)) throw new FormatError("M-3", "the endor object has no object `tensors`", { offset });
+  if (!(members instanceof Members))
+    throw new FormatError("M-3", "the endor object has no object `tensors`", { offset });
   const keys = members.list;
   const tensors = keys.map(({ name, value }) => {
-    if (!isObject(value)) throw new FormatError("M-3", "the entry is not an object", { tensor: name, offset });
+    if (!isObject(value))
+      throw new FormatError("M-3", "the entry is not an object", { tensor: name, offset });
     return entry(name, value, { tensor: name, offset });
   });
   for (const { name } of keys) {
@@ -532,8 +597,23 @@ function entry(name, members, where) {
 
   const type = DTYPES.get(dtype);
   const numel = product(shape);
-  const tensor = { name, dtype, shape, numel, positions, values, digest, encoded: true, unsupported: null, parts: {}, bytes: 0 };
-  const known = type?.encodable && ENCODINGS.has(`${positions} ${values}`) && (values === "raw" || type.exponent !== null);
+  const tensor = {
+    name,
+    dtype,
+    shape,
+    numel,
+    positions,
+    values,
+    digest,
+    encoded: true,
+    unsupported: null,
+    parts: {},
+    bytes: 0,
+  };
+  const known =
+    type?.encodable &&
+    ENCODINGS.has(`${positions} ${values}`) &&
+    (values === "raw" || type.exponent !== null);
   if (!known) {
     tensor.unsupported = `positions ${quoted(positions)} with values ${quoted(values)} of ${quoted(dtype)}`;
     return tensor;
@@ -542,7 +622,8 @@ function entry(name, members, where) {
     const value = members.get(key);
     if (typeof value !== "number") throw new FormatError(rule, `the entry has no number ${key}`, where);
     if (Number.isNaN(value)) throw new FormatError("J-5", `${key} is no integer from 0 to 2^53 - 1`, where);
-    if (value < least || value > most) throw new FormatError(rule, `${key} is ${value}, and not from ${least} to ${most}`, where);
+    if (value < least || value > most)
+      throw new FormatError(rule, `${key} is ${value}, and not from ${least} to ${most}`, where);
     return value;
   };
   tensor.bits = type.bits;
@@ -562,12 +643,31 @@ function entry(name, members, where) {
 // -- Parts of logical tensors (rules T) ------------------------------------------------------------------------------
 
 /** The parts of an encoding, in order: role, name, dtype and shape (B-2). */
-export function expectedParts({ name, dtype, positions, values, numel, blocks, stored, bits, mantissa, w, patches }) {
+export function expectedParts({
+  name,
+  dtype,
+  positions,
+  values,
+  numel,
+  blocks,
+  stored,
+  bits,
+  mantissa,
+  w,
+  patches,
+}) {
   const split = values === "split";
   const bitmap = positions === "bitmap";
   const row = roundup(blocks + 1, 8);
   const rows = split ? (bitmap ? [2] : [1]) : [];
-  const parts = [["values", name, split ? "U8" : dtype, split ? [roundup(stored, 512) / GROUP, 8 * (1 + mantissa + w)] : [roundup(stored, 512 / bits)]]];
+  const parts = [
+    [
+      "values",
+      name,
+      split ? "U8" : dtype,
+      split ? [roundup(stored, 512) / GROUP, 8 * (1 + mantissa + w)] : [roundup(stored, 512 / bits)],
+    ],
+  ];
   if (bitmap) parts.push(["bitmap", `${name}.endor.bitmap`, "U8", [roundup(Math.ceil(numel / 8), 64)]]);
   parts.push(["index", `${name}.endor.index`, "I64", [...rows, row]]);
   if (split) {
@@ -584,9 +684,14 @@ function findParts(tensors, names) {
   for (const tensor of tensors) {
     const { name } = tensor;
     const first = names[lowerBound(names, name)];
-    if (first?.name !== name) throw new FormatError("T-2", "there is no physical tensor of this name", { tensor: name });
+    if (first?.name !== name)
+      throw new FormatError("T-2", "there is no physical tensor of this name", { tensor: name });
     const belonging = [first];
-    for (let i = lowerBound(names, `${name}.endor.`); i < names.length && names[i].name.startsWith(`${name}.endor.`); i += 1)
+    for (
+      let i = lowerBound(names, `${name}.endor.`);
+      i < names.length && names[i].name.startsWith(`${name}.endor.`);
+      i += 1
+    )
       belonging.push(names[i]);
     for (const one of belonging) {
       one.owned = true;
@@ -599,14 +704,25 @@ function findParts(tensors, names) {
       const part = belonging.find((one) => one.name === partName);
       if (!part) throw new FormatError("T-2", `its part ${quoted(partName)} is missing`, { tensor: name });
       if (part.dtype !== dtype || !sameShape(part.shape, shape))
-        throw new FormatError("T-4", `the part ${quoted(partName)} is ${part.dtype} ${JSON.stringify(part.shape)} and not ${dtype} ${JSON.stringify(shape)}`, { tensor: name, offset: part.at });
+        throw new FormatError(
+          "T-4",
+          `the part ${quoted(partName)} is ${part.dtype} ${JSON.stringify(part.shape)} and not ${dtype} ${JSON.stringify(shape)}`,
+          { tensor: name, offset: part.at },
+        );
       tensor.parts[role] = part;
     }
     if (belonging.length > expected.length) {
       const stranger = belonging.find((one) => !expected.some(([, partName]) => one.name === partName));
-      throw new FormatError("T-3", `${quoted(stranger.name)} is no part of this encoding`, { tensor: name, offset: stranger.at });
+      throw new FormatError("T-3", `${quoted(stranger.name)} is no part of this encoding`, {
+        tensor: name,
+        offset: stranger.at,
+      });
     }
-    if (sameShape(first.shape, tensor.shape)) throw new FormatError("T-5", "its values have the shape of the tensor itself", { tensor: name, offset: first.at });
+    if (sameShape(first.shape, tensor.shape))
+      throw new FormatError("T-5", "its values have the shape of the tensor itself", {
+        tensor: name,
+        offset: first.at,
+      });
   }
 }
 
@@ -615,7 +731,19 @@ function plainTensor(part) {
   const type = DTYPES.get(dtype);
   const unsupported = type ? null : `dtype ${quoted(dtype)}`;
   const bits = type?.bits;
-  return { name, dtype, shape, numel, bits, digest: null, encoded: false, unsupported, parts: { values: part }, bytes: end - begin, at: begin };
+  return {
+    name,
+    dtype,
+    shape,
+    numel,
+    bits,
+    digest: null,
+    encoded: false,
+    unsupported,
+    parts: { values: part },
+    bytes: end - begin,
+    at: begin,
+  };
 }
 
 // -- Files -----------------------------------------------------------------------------------------------------------
@@ -636,20 +764,29 @@ export async function open(source) {
   if (size < 8) throw new FormatError("C-1", `the file has ${size} bytes`, { offset: 0 });
   const start = new DataView((await source.read(0, 8)).buffer);
   const headerLength = start.getUint32(0, true) + start.getUint32(4, true) * 2 ** 32;
-  if (headerLength > LONGEST_HEADER) throw new FormatError("C-2", `a header of ${headerLength} bytes`, { offset: 0 });
+  if (headerLength > LONGEST_HEADER)
+    throw new FormatError("C-2", `a header of ${headerLength} bytes`, { offset: 0 });
   const dataBegin = 8 + headerLength;
-  if (dataBegin > size) throw new FormatError("C-3", `a header of ${headerLength} bytes in a file of ${size}`, { offset: 0 });
+  if (dataBegin > size)
+    throw new FormatError("C-3", `a header of ${headerLength} bytes in a file of ${size}`, { offset: 0 });
   const bytes = await source.read(8, dataBegin);
   const malformed = malformedUtf8(bytes);
   if (malformed >= 0) throw new FormatError("C-4", "the header is not UTF-8", { offset: 8 + malformed });
-  const header = parseJson(bytes, HEADER, (rule, message, at) => new FormatError(rule, message, { offset: 8 + at }), true);
+  const header = parseJson(
+    bytes,
+    HEADER,
+    (rule, message, at) => new FormatError(rule, message, { offset: 8 + at }),
+    true,
+  );
 
   const own = header.find("__metadata__");
   const where = { offset: 8 + (own?.at ?? 0) };
-  if (own && !(own.value instanceof Members)) throw new FormatError("C-7", "__metadata__ is not an object", where);
+  if (own && !(own.value instanceof Members))
+    throw new FormatError("C-7", "__metadata__ is not an object", where);
   const metadata = own?.value.list ?? [];
   for (const { name, value, at } of metadata)
-    if (typeof value !== "string") throw new FormatError("C-7", `${quoted(name)} in __metadata__ is not a string`, { offset: 8 + at });
+    if (typeof value !== "string")
+      throw new FormatError("C-7", `${quoted(name)} in __metadata__ is not a string`, { offset: 8 + at });
 
   const physical = physicalTensors(header, dataBegin, size - dataBegin);
   const names = [...physical].sort(byName);
@@ -658,7 +795,11 @@ export async function open(source) {
   const endor = own?.value.find("endor");
   if (endor) {
     const offset = 8 + endor.at;
-    const inner = parseJson(new TextEncoder().encode(endor.value), ENDOR, (rule, message, at) => new FormatError(rule, `the endor object, byte ${at}: ${message}`, { offset }));
+    const inner = parseJson(
+      new TextEncoder().encode(endor.value),
+      ENDOR,
+      (rule, message, at) => new FormatError(rule, `the endor object, byte ${at}: ${message}`, { offset }),
+    );
     file.version = versionOf(inner, { offset });
     if (!file.version.startsWith("1.")) {
       file.unsupported = `version ${file.version} of the format`;
@@ -668,7 +809,11 @@ export async function open(source) {
     findParts(file.tensors, names);
   } else {
     const lost = names.find(({ name }) => /\.endor\.(index|bitmap)$/.test(name));
-    if (lost) throw new FormatError("T-6", "a part of an Endor tensor in a file that has lost its metadata", { tensor: lost.name, offset: lost.at });
+    if (lost)
+      throw new FormatError("T-6", "a part of an Endor tensor in a file that has lost its metadata", {
+        tensor: lost.name,
+        offset: lost.at,
+      });
   }
   for (const one of physical) if (!one.owned) file.tensors.push(plainTensor(one));
   file.tensors.sort((a, b) => a.at - b.at);
@@ -678,6 +823,7 @@ export async function open(source) {
 // -- Decoding (rules B and E) ----------------------------------------------------------------------------------------
 
 const RUN = 64; // blocks that are read and decoded together
+const AHEAD = 4; // runs or pieces that are read while one is looked at
 const PIECE = 1 << 20; // bytes of a plain tensor that are read together
 
 /** Bit patterns are copied by typed arrays of their own width; eight bytes go as two words, as NaNs may not survive as doubles. */
@@ -689,42 +835,83 @@ function popcount(word) {
   return Math.imul((n + (n >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
 }
 
-/**
- * The dense bytes of the elements `start` to `stop` - 1 of a tensor in row-major order, in pieces, each a Uint8Array.
- *
- * All that B-11 asks for is checked: of the blocks in a piece before it is given out, and what concerns the tensor as a
- * whole before the first. So whoever asks for all elements and gets to the end has had every rule B and E checked.
- */
-export async function* elements(file, tensor, start = 0, stop = tensor.numel) {
+/** What `work` promises for each of `list`, in order, while it is at work on the next ones: waiting for a disk is cheap. */
+async function* ahead(list, work) {
+  const waiting = [];
+  for (const one of list) {
+    const promise = work(one);
+    promise.catch(() => {}); // it is met in its turn, unless nobody asks any more
+    waiting.push(promise);
+    if (waiting.length > AHEAD) yield waiting.shift();
+  }
+  yield* waiting;
+}
+
+function* steps(from, to, step) {
+  for (let at = from; at < to; at += step) yield [at, Math.min(at + step, to)];
+}
+
+function readable(tensor) {
   if (tensor.unsupported) throw new UnsupportedError(tensor.unsupported, { tensor: tensor.name });
-  if (!(start >= 0 && start <= stop && stop <= tensor.numel))
-    throw new UnsupportedError(`the tensor has no elements ${start} to ${stop}`, { tensor: tensor.name });
+}
+
+/**
+ * The dense bytes of some blocks of a tensor, a Uint8Array for each run `[first, end]` of them.
+ *
+ * All that B-11 asks for is checked: of the blocks of a run before they are given out, and what concerns the tensor as
+ * a whole before the first.
+ */
+export async function* blocks(file, tensor, runs) {
+  readable(tensor);
+  const { source } = file;
   if (!tensor.encoded) {
     const { begin } = tensor.parts.values;
-    const [from, to] = [(start * tensor.bits) / 8, (stop * tensor.bits) / 8];
-    if (!Number.isInteger(from) || !Number.isInteger(to)) throw new UnsupportedError("half a byte", { tensor: tensor.name });
-    for (let at = from; at < to; at += PIECE) yield file.source.read(begin + at, begin + Math.min(at + PIECE, to));
+    const offset = (block) => begin + (Math.min(block * BLOCK, tensor.numel) * tensor.bits) / 8;
+    yield* ahead(runs, async ([first, end]) => source.read(offset(first), offset(end)));
     return;
   }
-  const size = tensor.bits / 8;
-  const first = Math.floor(start / BLOCK);
-  const end = Math.ceil(stop / BLOCK);
-  // A tensor without elements has no blocks; as it is asked for as a whole, its parts are checked all the same.
-  const whole = start === 0 && stop === tensor.numel;
-  if (start === stop && !whole) return;
-  await checkFrame(file.source, tensor, end === tensor.blocks);
-  for (let block = first; block < end; block += RUN) {
-    const to = Math.min(block + RUN, end);
-    const bytes = await decodeRun(file.source, tensor, block, to);
-    const at = block * BLOCK;
-    yield bytes.subarray(Math.max(start - at, 0) * size, (Math.min(stop, to * BLOCK) - at) * size);
+  await checkFrame(
+    source,
+    tensor,
+    runs.some(([, end]) => end >= tensor.blocks),
+  );
+  yield* ahead(runs, ([first, end]) => decodeRun(source, tensor, first, end));
+}
+
+/**
+ * The dense bytes of the elements `start` to `stop` - 1 of a tensor in row-major order, in pieces. What is checked is
+ * what `blocks` checks, so whoever asks for all elements and gets to the end has had every rule B and E checked.
+ */
+export async function* elements(file, tensor, start = 0, stop = tensor.numel) {
+  readable(tensor);
+  if (!(start >= 0 && start <= stop && stop <= tensor.numel))
+    throw new UnsupportedError(`the tensor has no elements ${start} to ${stop}`, { tensor: tensor.name });
+  const [from, to] = [(start * tensor.bits) / 8, (stop * tensor.bits) / 8];
+  if (!Number.isInteger(from) || !Number.isInteger(to))
+    throw new UnsupportedError("half a byte", { tensor: tensor.name });
+  if (!tensor.encoded) {
+    const { begin } = tensor.parts.values;
+    yield* ahead(steps(from, to, PIECE), async ([at, end]) => file.source.read(begin + at, begin + end));
+    return;
+  }
+  // For no elements there is nothing to check, unless they are all that there are.
+  if (start === stop && tensor.numel > 0) return;
+  const runs = [...steps(Math.floor(start / BLOCK), Math.ceil(stop / BLOCK), RUN)];
+  let at = Math.floor(start / BLOCK) * BLOCK * (tensor.bits / 8);
+  for await (const bytes of blocks(file, tensor, runs.length ? runs : [[0, 0]])) {
+    yield bytes.subarray(Math.max(from - at, 0), to - at);
+    at += bytes.length;
   }
 }
 
 /** `bytes` from `from` on have to be 0. */
 function zeros(bytes, from, rule, tensor, part, begin) {
   for (let i = from; i < bytes.length; i += 1)
-    if (bytes[i] !== 0) throw new FormatError(rule, `the padding of ${part} is not 0`, { tensor: tensor.name, offset: begin + i });
+    if (bytes[i] !== 0)
+      throw new FormatError(rule, `the padding of ${part} is not 0`, {
+        tensor: tensor.name,
+        offset: begin + i,
+      });
 }
 
 /** The rows of the index: number, what the last entry is, and what it counts. */
@@ -745,15 +932,21 @@ async function checkFrame(source, tensor, padding) {
   for (const { row, last, counts } of rowsOf(tensor)) {
     const begin = parts.index.begin + 8 * row * length;
     const first = new DataView((await source.read(begin, begin + 8)).buffer);
-    if (entryAt(first, 0) !== 0) throw new FormatError("B-4", `the first entry for ${counts} is not 0`, { tensor: name, offset: begin });
+    if (entryAt(first, 0) !== 0)
+      throw new FormatError("B-4", `the first entry for ${counts} is not 0`, { tensor: name, offset: begin });
     const from = begin + 8 * blocks;
     const tail = await source.read(from, begin + 8 * length);
     const entry = entryAt(new DataView(tail.buffer), 0);
-    if (entry !== last) throw new FormatError("B-7", `the last entry for ${counts} is ${entry} and not ${last}`, { tensor: name, offset: from });
+    if (entry !== last)
+      throw new FormatError("B-7", `the last entry for ${counts} is ${entry} and not ${last}`, {
+        tensor: name,
+        offset: from,
+      });
     if (padding) zeros(tail, 8, "B-8", tensor, "the index", from);
   }
   if (!padding) return;
-  const rest = async (part, from, rule) => zeros(await source.read(part.begin + from, part.end), 0, rule, tensor, part.name, part.begin + from);
+  const rest = async (part, from, rule) =>
+    zeros(await source.read(part.begin + from, part.end), 0, rule, tensor, part.name, part.begin + from);
   if (values === "raw") {
     await rest(parts.values, (stored * bits) / 8, "B-9");
     return;
@@ -766,17 +959,22 @@ async function checkFrame(source, tensor, padding) {
   const { residues, codes } = unpack(bytes, tensor);
   for (let i = stored % GROUP; i < residues.length; i += 1)
     if (residues[i] !== 0 || codes[i] !== 0)
-      throw new FormatError("E-2", `element ${stored - (stored % GROUP) + i} of ${stored} in the values is not 0`, { tensor: name, offset: parts.values.begin + (group + Math.floor(i / GROUP)) * row });
+      throw new FormatError(
+        "E-2",
+        `element ${stored - (stored % GROUP) + i} of ${stored} in the values is not 0`,
+        { tensor: name, offset: parts.values.begin + (group + Math.floor(i / GROUP)) * row },
+      );
 }
 
 /** The dense bytes of the blocks `first` to `end` - 1, after all checks that concern them. */
 async function decodeRun(source, tensor, first, end) {
   const { parts, numel, values, bits } = tensor;
   const count = Math.min(end * BLOCK, numel) - first * BLOCK;
-  const index = [];
-  for (const row of rowsOf(tensor)) index.push(await readIndex(source, tensor, row, first, end));
+  const index = await Promise.all(rowsOf(tensor).map((row) => readIndex(source, tensor, row, first, end)));
   const bitmap = parts.bitmap ? await readBitmap(source, tensor, first, end, index[0]) : null;
-  const ranks = bitmap ? index[0] : Float64Array.from({ length: end - first + 1 }, (_, k) => Math.min((first + k) * BLOCK, numel));
+  const ranks = bitmap
+    ? index[0]
+    : Float64Array.from({ length: end - first + 1 }, (_, k) => Math.min((first + k) * BLOCK, numel));
   const from = ranks[0];
   const to = ranks[end - first];
   let stored;
@@ -798,7 +996,11 @@ async function readIndex(source, tensor, { row, last, counts }, first, end) {
   for (let k = 0; k < entriesOfRun.length; k += 1) {
     const entry = entryAt(view, k);
     if (!(entry >= least && entry <= last))
-      throw new FormatError("B-5", `entry ${first + k} for ${counts} is ${entry}, and not from ${least} to ${last}`, { tensor: name, offset: begin + 8 * k });
+      throw new FormatError(
+        "B-5",
+        `entry ${first + k} for ${counts} is ${entry}, and not from ${least} to ${last}`,
+        { tensor: name, offset: begin + 8 * k },
+      );
     entriesOfRun[k] = entry;
     least = entry;
   }
@@ -814,8 +1016,11 @@ async function readBitmap(source, tensor, first, end, index) {
     const used = numel - first * BLOCK;
     const past = Math.ceil(used / 8);
     zeros(bytes, past, "B-3", tensor, "the bitmap", begin);
-    if (used % 8 && bytes[past - 1] >> used % 8)
-      throw new FormatError("B-3", "a bit of the bitmap past the last element is 1", { tensor: name, offset: begin + past - 1 });
+    if (used % 8 && bytes[past - 1] >> (used % 8))
+      throw new FormatError("B-3", "a bit of the bitmap past the last element is 1", {
+        tensor: name,
+        offset: begin + past - 1,
+      });
   }
   const words = new Uint32Array(bytes.buffer);
   for (let k = 0; k < end - first; k += 1) {
@@ -823,7 +1028,11 @@ async function readBitmap(source, tensor, first, end, index) {
     const to = Math.min((k + 1) * (BLOCK / 32), words.length);
     for (let i = k * (BLOCK / 32); i < to; i += 1) ones += popcount(words[i]);
     if (ones !== index[k + 1] - index[k])
-      throw new FormatError("B-6", `block ${first + k} has ${ones} elements in the bitmap and ${index[k + 1] - index[k]} in the index`, { tensor: name, offset: begin + (k * BLOCK) / 8 });
+      throw new FormatError(
+        "B-6",
+        `block ${first + k} has ${ones} elements in the bitmap and ${index[k + 1] - index[k]} in the index`,
+        { tensor: name, offset: begin + (k * BLOCK) / 8 },
+      );
   }
   return words;
 }
@@ -831,7 +1040,10 @@ async function readBitmap(source, tensor, first, end, index) {
 /** The bitmap of the blocks `first` to `end` - 1 of a tensor that has one, as bytes, checked as far as it can be alone. */
 export async function bitmapOf(file, tensor, first, end) {
   const [row] = rowsOf(tensor);
-  return new Uint8Array((await readBitmap(file.source, tensor, first, end, await readIndex(file.source, tensor, row, first, end))).buffer);
+  return new Uint8Array(
+    (await readBitmap(file.source, tensor, first, end, await readIndex(file.source, tensor, row, first, end)))
+      .buffer,
+  );
 }
 
 /** Puts stored elements where the bits are 1 (B-10). Bits and elements are as many, which B-3 and B-6 have made sure of. */
@@ -854,7 +1066,10 @@ function scatter(words, stored, count, tensor, first) {
         out[at] = pattern;
       }
       if (pattern === 0)
-        throw new FormatError("B-10", `element ${first * BLOCK + at} is stored, and is a zero element`, { tensor: tensor.name, offset: tensor.parts.values.begin });
+        throw new FormatError("B-10", `element ${first * BLOCK + at} is stored, and is a zero element`, {
+          tensor: tensor.name,
+          offset: tensor.parts.values.begin,
+        });
     }
   }
   return out;
@@ -896,26 +1111,36 @@ async function joinSplit(source, tensor, first, ranks, patchIndex) {
   const blocks = ranks.length - 1;
   const from = Math.floor(ranks[0] / GROUP);
   const row = rowBytes(tensor);
-  for (let k = 0; k < blocks; k += 1) // before they are read: an index may claim any number of patches
+  for (let k = 0; k < blocks; k += 1)
+    // before they are read: an index may claim any number of patches
     if (patchIndex[k + 1] - patchIndex[k] > ranks[k + 1] - ranks[k])
-      throw new FormatError("E-5", `block ${first + k} has more patches than stored elements`, { tensor: name, offset: parts.index.begin });
+      throw new FormatError("E-5", `block ${first + k} has more patches than stored elements`, {
+        tensor: name,
+        offset: parts.index.begin,
+      });
   const { begin } = parts.values;
-  const bytes = await source.read(begin + from * row, begin + Math.ceil(ranks[blocks] / GROUP) * row);
-  const bases = await source.read(parts.bases.begin + first, parts.bases.begin + first + blocks);
   const patchBegin = parts.patches.begin + 3 * patchIndex[0];
-  const patches = await source.read(patchBegin, parts.patches.begin + 3 * patchIndex[blocks]);
+  const [bytes, bases, patches] = await Promise.all([
+    source.read(begin + from * row, begin + Math.ceil(ranks[blocks] / GROUP) * row),
+    source.read(parts.bases.begin + first, parts.bases.begin + first + blocks),
+    source.read(patchBegin, parts.patches.begin + 3 * patchIndex[blocks]),
+  ]);
   const { residues, codes } = unpack(bytes, tensor);
 
   const out = new (typed(bits))(ranks[blocks] - ranks[0]);
   const skipped = ranks[0] - from * GROUP; // stored elements of the first group that belong to blocks before
   const window = 1 << w;
   const mask = (1 << m) - 1;
-  const element = (i, exponent) => ((residues[i] >>> m) << (E + M)) | (exponent << M) | ((residues[i] & mask) << (M - m));
+  const element = (i, exponent) =>
+    ((residues[i] >>> m) << (E + M)) | (exponent << M) | ((residues[i] & mask) << (M - m));
   for (let k = 0; k < blocks; k += 1) {
     const stored = ranks[k + 1] - ranks[k];
     const base = bases[k];
     if (base > (1 << E) - window || (stored === 0 && base !== 0))
-      throw new FormatError("E-3", `block ${first + k} has the base ${base}`, { tensor: name, offset: parts.bases.begin + first + k });
+      throw new FormatError("E-3", `block ${first + k} has the base ${base}`, {
+        tensor: name,
+        offset: parts.bases.begin + first + k,
+      });
     const begin = ranks[k] - ranks[0];
     for (let r = begin; r < begin + stored; r += 1) out[r] = element(skipped + r, base + codes[skipped + r]);
     let before = -1;
@@ -924,11 +1149,24 @@ async function joinSplit(source, tensor, first, ranks, patchIndex) {
       const rank = patches[3 * q] | (patches[3 * q + 1] << 8);
       const exponent = patches[3 * q + 2];
       if (rank <= before || rank >= stored)
-        throw new FormatError("E-5", `a patch of block ${first + k} is for rank ${rank}, after ${before} and of ${stored}`, where);
+        throw new FormatError(
+          "E-5",
+          `a patch of block ${first + k} is for rank ${rank}, after ${before} and of ${stored}`,
+          where,
+        );
       if (exponent >= 1 << E || (exponent >= base && exponent < base + window))
-        throw new FormatError("E-6", `a patch of block ${first + k} has the exponent ${exponent}; the window begins at ${base}`, where);
+        throw new FormatError(
+          "E-6",
+          `a patch of block ${first + k} has the exponent ${exponent}; the window begins at ${base}`,
+          where,
+        );
       const i = skipped + begin + rank;
-      if (codes[i] !== 0) throw new FormatError("E-7", `rank ${rank} of block ${first + k} has a patch, and the code ${codes[i]}`, where);
+      if (codes[i] !== 0)
+        throw new FormatError(
+          "E-7",
+          `rank ${rank} of block ${first + k} has a patch, and the code ${codes[i]}`,
+          where,
+        );
       out[begin + rank] = element(i, exponent);
       before = rank;
     }
@@ -949,7 +1187,9 @@ export async function digestOf(file, tensor, progress = () => {}) {
   if (!tensor.digest || tensor.unsupported) return null;
   const [algorithm] = tensor.digest.split(":");
   if (algorithm !== "xxh3_64") throw new UnsupportedError(`digests of ${algorithm}`, { tensor: tensor.name });
-  const members = COVERED.filter((key) => tensor[key] !== undefined).map((key) => `"${key}":${JSON.stringify(tensor[key])}`);
+  const members = COVERED.filter((key) => tensor[key] !== undefined).map(
+    (key) => `"${key}":${JSON.stringify(tensor[key])}`,
+  );
   const hash = new Xxh3();
   hash.update(new TextEncoder().encode(`{${JSON.stringify(tensor.name)}:{${members.join(",")}}}`));
   for (const { begin, end } of Object.values(tensor.parts))
@@ -965,7 +1205,10 @@ export async function digestOf(file, tensor, progress = () => {}) {
 export async function checkDigest(file, tensor, progress) {
   const digest = await digestOf(file, tensor, progress);
   if (digest !== null && digest !== tensor.digest)
-    throw new FormatError("D-2", `the digest is ${tensor.digest}, that of the bytes ${digest}`, { tensor: tensor.name, offset: tensor.at });
+    throw new FormatError("D-2", `the digest is ${tensor.digest}, that of the bytes ${digest}`, {
+      tensor: tensor.name,
+      offset: tensor.at,
+    });
 }
 
 const SECRET = Uint8Array.from(
@@ -996,7 +1239,8 @@ const avalanche = (h) => {
   const mixed = ((h ^ (h >> 37n)) * PMX) & MASK;
   return mixed ^ (mixed >> 32n);
 };
-const words32 = (bytes, at, count) => Int32Array.from({ length: count }, (_, i) => new DataView(bytes.buffer).getInt32(at + 4 * i, true));
+const words32 = (bytes, at, count) =>
+  Int32Array.from({ length: count }, (_, i) => new DataView(bytes.buffer).getInt32(at + 4 * i, true));
 
 /** The secret as words of 32 bits, from byte 0 on, and from byte 121 on, where the last stripe takes it. */
 const KEYS = words32(SECRET, 0, 48);
@@ -1027,14 +1271,17 @@ export class Xxh3 {
   // The 64 bytes before those that are waiting stay in front of them, for the last stripe.
   #buffer = new Uint8Array(64 + Xxh3.#CAPACITY);
   #words = new Int32Array(this.#buffer.buffer);
-  #lanes = new Int32Array(new BigUint64Array([P32_3, P64_1, P64_2, P64_3, P64_4, P32_2, P64_5, P32_1]).buffer);
+  #lanes = new Int32Array(
+    new BigUint64Array([P32_3, P64_1, P64_2, P64_3, P64_4, P32_2, P64_5, P32_1]).buffer,
+  );
 
   update(bytes) {
     this.#total += bytes.length;
-    for (let at = 0; at < bytes.length; ) {
+    for (let at = 0; at < bytes.length;) {
       // What fills the buffer is not taken before something follows: the last stripe is another.
       if (this.#fill === Xxh3.#CAPACITY) {
-        for (let i = 0; i < Xxh3.#CAPACITY / 64; i += 1) this.#stripe(16 + 16 * i, KEYS, 2 * (i % 16), i % 16 === 15);
+        for (let i = 0; i < Xxh3.#CAPACITY / 64; i += 1)
+          this.#stripe(16 + 16 * i, KEYS, 2 * (i % 16), i % 16 === 15);
         this.#buffer.copyWithin(0, Xxh3.#CAPACITY);
         this.#fill = 0;
       }
@@ -1055,7 +1302,8 @@ export class Xxh3 {
     const n = this.#total;
     if (n < 129) throw new RangeError("XXH3-64 of 128 bytes or fewer is not needed here");
     const x = this.#buffer.subarray(64, 64 + n);
-    const mix = (i, k) => fold(bigWord(x, i) ^ bigWord(SECRET, k), bigWord(x, i + 8) ^ bigWord(SECRET, k + 8));
+    const mix = (i, k) =>
+      fold(bigWord(x, i) ^ bigWord(SECRET, k), bigWord(x, i + 8) ^ bigWord(SECRET, k + 8));
     let h = BigInt(n) * P64_1;
     for (let i = 0; i < 8; i += 1) h += mix(16 * i, 16 * i);
     h = avalanche(h & MASK);
@@ -1074,7 +1322,8 @@ export class Xxh3 {
     this.#words = kept;
     const lanes = new BigUint64Array(this.#lanes.buffer);
     let h = (BigInt(this.#total) * P64_1) & MASK;
-    for (let j = 0; j < 8; j += 2) h += fold(lanes[j] ^ bigWord(SECRET, 11 + 8 * j), lanes[j + 1] ^ bigWord(SECRET, 19 + 8 * j));
+    for (let j = 0; j < 8; j += 2)
+      h += fold(lanes[j] ^ bigWord(SECRET, 11 + 8 * j), lanes[j + 1] ^ bigWord(SECRET, 19 + 8 * j));
     return avalanche(h & MASK);
   }
 

@@ -21,7 +21,9 @@ export class Row {
     Object.assign(this, { tensor, file, fileName, name: tensor.name });
     const layer = LAYER.exec(tensor.name);
     this.layer = layer && Number(layer[1]);
-    this.kind = layer ? [tensor.name.slice(0, layer.index), tensor.name.slice(layer.index + layer[0].length)] : null;
+    this.kind = layer
+      ? [tensor.name.slice(0, layer.index), tensor.name.slice(layer.index + layer[0].length)]
+      : null;
   }
 
   /** Number of elements that are not zero; null where it is not known exactly. */
@@ -77,7 +79,12 @@ export class Row {
 
 /** An error as a line of the list of problems. */
 export function problemOf(error, fileName) {
-  const kind = error instanceof FormatError ? "invalid" : error instanceof UnsupportedError ? "unsupported" : "unreadable";
+  const kind =
+    error instanceof FormatError
+      ? "invalid"
+      : error instanceof UnsupportedError
+        ? "unsupported"
+        : "unreadable";
   const { rule = null, tensor = null, offset = null, message } = error;
   return { kind, rule, tensor, offset, message, fileName: error.file ?? fileName };
 }
@@ -109,7 +116,8 @@ export async function openModel(dropped) {
       model.problems.push(problemOf(error, null));
     }
   }
-  const weights = entries.length === 1 ? entries : entries.filter(({ name }) => name.endsWith(".safetensors"));
+  const weights =
+    entries.length === 1 ? entries : entries.filter(({ name }) => name.endsWith(".safetensors"));
   for (const { name, source } of weights.sort((a, b) => (a.name < b.name ? -1 : 1))) {
     try {
       add(model, name, await open(source));
@@ -117,7 +125,8 @@ export async function openModel(dropped) {
       const problem = problemOf(error, name);
       model.bytesOnDisk += source.size;
       model.files.push({ name, size: source.size, file: null });
-      if (!model.problems.some((one) => one.fileName === name && one.rule === problem.rule)) model.problems.push(problem);
+      if (!model.problems.some((one) => one.fileName === name && one.rule === problem.rule))
+        model.problems.push(problem);
     }
   }
   return model;
@@ -126,11 +135,15 @@ export async function openModel(dropped) {
 function add(model, name, file) {
   model.files.push({ name, size: file.size, file });
   model.bytesOnDisk += file.size;
-  if (file.unsupported) model.problems.push({ ...problemOf(new UnsupportedError(file.unsupported), name), rule: "V-1" });
+  if (file.unsupported)
+    model.problems.push({ ...problemOf(new UnsupportedError(file.unsupported), name), rule: "V-1" });
   for (const tensor of file.tensors) {
     model.rows.push(new Row(tensor, file, name));
     if (tensor.unsupported)
-      model.problems.push({ ...problemOf(new UnsupportedError(tensor.unsupported, { tensor: tensor.name }), name), rule: tensor.encoded ? "M-7" : "C-14" });
+      model.problems.push({
+        ...problemOf(new UnsupportedError(tensor.unsupported, { tensor: tensor.name }), name),
+        rule: tensor.encoded ? "M-7" : "C-14",
+      });
   }
 }
 

@@ -1,7 +1,7 @@
 /** The sheet of one tensor: its facts, its bits per weight against the entropy floor, its bitmap, its parts. */
 
 import { BitmapView } from "./bitmap.js";
-import { bits, bytes, h, integer, percent, shape } from "./dom.js";
+import { bits, bytes, fill, h, integer, percent, shape } from "./dom.js";
 import { elements, printable } from "./endor.js";
 import { patternText, valueText } from "./values.js";
 
@@ -30,14 +30,19 @@ export function openSheet(dialog, row, { changed, ruleLink }) {
       "In the file": bytes(tensor.bytes),
       Digest: tensor.digest ? printable(tensor.digest, 40) : "none",
     };
-    facts.replaceChildren(...Object.entries(list).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    facts.replaceChildren(
+      ...Object.entries(list).map(([name, value]) =>
+        h("div", { class: name === "Digest" ? "long" : null }, h("dt", {}, name), h("dd", {}, value)),
+      ),
+    );
     scale.replaceChildren(...bars(row));
     if (row.problem) {
       problem.replaceChildren(ruleLink(row.problem.rule), ` ${printable(row.problem.message, 300)}`);
       problem.hidden = false;
     }
     whole.disabled = row.checked || Boolean(row.problem) || Boolean(tensor.unsupported);
-    if (row.checked) whole.textContent = tensor.digest ? "Checked: every rule and the digest" : "Checked: every element";
+    if (row.checked)
+      whole.textContent = tensor.digest ? "Checked: every rule and the digest" : "Checked: every element";
     changed(row);
   };
   const check = async () => {
@@ -54,10 +59,17 @@ export function openSheet(dialog, row, { changed, ruleLink }) {
 
   const drawable = !tensor.unsupported && tensor.numel > 0 && tensor.bits >= 8;
   const plane = drawable ? bitmapPart(row, stop.signal) : null;
-  dialog.replaceChildren(
-    h("header", { class: "bar" }, h("h2", { id: "sheet-title" }, h("bdi", {}, printable(row.name, 300))), close),
+  fill(
+    dialog,
+    h(
+      "header",
+      { class: "bar head" },
+      h("h2", { id: "sheet-title" }, h("bdi", {}, printable(row.name, 300))),
+      close,
+    ),
     problem,
-    tensor.unsupported && h("p", { class: "hint" }, `This tensor cannot be read here: ${tensor.unsupported}.`),
+    tensor.unsupported &&
+      h("p", { class: "hint" }, `This tensor cannot be read here: ${tensor.unsupported}.`),
     h("div", { class: "columns" }, facts, scale),
     plane?.element,
     h("div", { class: "bar foot" }, whole),
@@ -90,7 +102,12 @@ function bars(row) {
   const list = [
     ["dense", tensor.bits, `${tensor.bits}`, "dense"],
     ["in this file", row.bitsPerWeight, bits(row.bitsPerWeight), "stored"],
-    best && [`${about}as ${best.encoding}`, (8 * best.bytes) / tensor.numel, bits((8 * best.bytes) / tensor.numel), "stored"],
+    best && [
+      `${about}as ${best.encoding}`,
+      (8 * best.bytes) / tensor.numel,
+      bits((8 * best.bytes) / tensor.numel),
+      "stored",
+    ],
     ["entropy floor", row.floor, row.floor === null ? "…" : bits(row.floor), "floor"],
   ].filter(Boolean);
   const most = Math.max(...list.map(([, value]) => value ?? 0));
@@ -106,18 +123,41 @@ function bars(row) {
 
 function parts({ tensor }) {
   if (!tensor.encoded || tensor.unsupported) return null;
-  const head = h("tr", {}, ...["Part", "Type", "Shape", "Offset", "Bytes"].map((title, i) => h("th", { scope: "col", class: i > 1 ? "number" : null }, title)));
-  const lines = Object.entries(tensor.parts).map(([role, part]) =>
-    h("tr", {}, h("th", { scope: "row" }, role), h("td", {}, part.dtype), ...[shape(part.shape), integer(part.begin), integer(part.end - part.begin)].map((text) => h("td", { class: "number" }, text))),
+  const head = h(
+    "tr",
+    {},
+    ...["Part", "Type", "Shape", "Offset", "Bytes"].map((title, i) =>
+      h("th", { scope: "col", class: i > 1 ? "number" : null }, title),
+    ),
   );
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Parts" }, h("table", { class: "parts" }, h("thead", {}, head), h("tbody", {}, ...lines)));
+  const lines = Object.entries(tensor.parts).map(([role, part]) =>
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, role),
+      h("td", {}, part.dtype),
+      ...[shape(part.shape), integer(part.begin), integer(part.end - part.begin)].map((text) =>
+        h("td", { class: "number" }, text),
+      ),
+    ),
+  );
+  return h(
+    "div",
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": "Parts" },
+    h("table", { class: "parts" }, h("thead", {}, head), h("tbody", {}, ...lines)),
+  );
 }
 
 /** Canvas, buttons and what they say. */
 function bitmapPart(row, signal) {
   const { tensor, file } = row;
   const canvas = h("canvas", {
-    ...{ class: "bitmap", tabindex: "0", role: "application", "aria-label": `Bitmap of ${printable(row.name)}` },
+    ...{
+      class: "bitmap",
+      tabindex: "0",
+      role: "application",
+      "aria-label": `Bitmap of ${printable(row.name)}`,
+    },
     ...{ "aria-roledescription": "zoomable picture", "aria-describedby": "bitmap-where bitmap-keys" },
   });
   const where = h("p", { id: "bitmap-where", class: "hint", "aria-live": "polite" });
@@ -128,7 +168,9 @@ function bitmapPart(row, signal) {
       const per = view.scale < 1 ? `, ${(1 / view.scale).toFixed(1)} elements to a pixel` : "";
       const wrapped = view.grid.wrapped ? ` (wrapped at ${integer(view.grid.columns)})` : "";
       const range = `rows ${integer(top)} to ${integer(bottom - 1)}, columns ${integer(left)} to ${integer(right - 1)}${wrapped}${per}`;
-      where.textContent = error ? printable(`${error.rule ? `${error.rule}: ` : ""}${error.message}`, 300) : range + (sampled ? "; some rows are left out" : "");
+      where.textContent = error
+        ? printable(`${error.rule ? `${error.rule}: ` : ""}${error.message}`, 300)
+        : range + (sampled ? "; some rows are left out" : "");
     },
   });
 
@@ -141,7 +183,8 @@ function bitmapPart(row, signal) {
     if (turn !== asked || signal.aborted) return;
     try {
       for await (const bytesOf of elements(file, tensor, index, index + 1)) {
-        if (turn === asked) value.textContent = `${placeOf(index, tensor.shape)} = ${valueText(bytesOf, tensor.dtype)}  (${patternText(bytesOf)})`;
+        if (turn === asked)
+          value.textContent = `${placeOf(index, tensor.shape)} = ${valueText(bytesOf, tensor.dtype)}  (${patternText(bytesOf)})`;
       }
     } catch (error) {
       value.textContent = printable(error.message, 200);
@@ -149,7 +192,10 @@ function bitmapPart(row, signal) {
   };
   const pixel = (event) => {
     const box = canvas.getBoundingClientRect();
-    return [((event.clientX - box.left) * canvas.width) / box.width, ((event.clientY - box.top) * canvas.height) / box.height];
+    return [
+      ((event.clientX - box.left) * canvas.width) / box.width,
+      ((event.clientY - box.top) * canvas.height) / box.height,
+    ];
   };
   const middle = () => point(canvas.width / 2, canvas.height / 2);
 
@@ -165,11 +211,16 @@ function bitmapPart(row, signal) {
     if (pointers.size === 2) {
       const other = [...pointers].find(([id]) => id !== event.pointerId)[1];
       const distance = ([x, y]) => Math.hypot(x - other[0], y - other[1]);
-      view.zoom(distance(now) / Math.max(distance(before), 1), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
+      view.zoom(
+        distance(now) / Math.max(distance(before), 1),
+        (now[0] + other[0]) / 2,
+        (now[1] + other[1]) / 2,
+      );
     } else view.pan(before[0] - now[0], before[1] - now[1]);
     pointers.set(event.pointerId, now);
   });
-  for (const type of ["pointerup", "pointercancel"]) canvas.addEventListener(type, (event) => pointers.delete(event.pointerId));
+  for (const type of ["pointerup", "pointercancel"])
+    canvas.addEventListener(type, (event) => pointers.delete(event.pointerId));
   canvas.addEventListener(
     "wheel",
     (event) => {
@@ -201,11 +252,26 @@ function bitmapPart(row, signal) {
   const watcher = new ResizeObserver(() => resize() && view.zoom(1));
   const colours = matchMedia("(prefers-color-scheme: dark)");
   const redraw = () => view.draw();
-  const button = (label, text, work) => h("button", { type: "button", class: "button", "aria-label": label, click: work }, text);
-  const buttons = [button("Zoom in", "+", () => view.zoom(2)), button("Zoom out", "−", () => view.zoom(0.5)), button("Show all", "Fit", () => view.fit())];
-  const keys = h("p", { id: "bitmap-keys", class: "hint keys" }, "Dark is not zero. Drag or arrow keys move, wheel or + and − zoom, 0 shows all.");
+  const button = (label, text, work) =>
+    h("button", { type: "button", class: "button", "aria-label": label, click: work }, text);
+  const buttons = [
+    button("Zoom in", "+", () => view.zoom(2)),
+    button("Zoom out", "−", () => view.zoom(0.5)),
+    button("Show all", "Fit", () => view.fit()),
+  ];
+  const keys = h(
+    "p",
+    { id: "bitmap-keys", class: "hint keys" },
+    "Coloured: not zero. Drag or arrow keys move, wheel or + and − zoom, 0 shows all.",
+  );
   return {
-    element: h("div", { class: "plane" }, canvas, h("div", { class: "bar" }, h("div", {}, where, value), h("div", { class: "buttons" }, ...buttons)), keys),
+    element: h(
+      "div",
+      { class: "plane" },
+      canvas,
+      h("div", { class: "bar" }, h("div", {}, where, value), h("div", { class: "buttons" }, ...buttons)),
+      keys,
+    ),
     start() {
       resize();
       view.show(file, tensor);

@@ -5,9 +5,10 @@
  *     survey.nonzeros / survey.elements; survey.floor(); survey.smallest(tensor)
  */
 
-import { BLOCK, DTYPES, bitmapOf, elements, expectedParts } from "./endor.js";
+import { BLOCK, DTYPES, bitmapOf, blocks, elements, expectedParts } from "./endor.js";
 
 const SAMPLE = 64; // blocks that stand for all
+const SMALL = 2e6; // bytes of a tensor that are sooner read as a whole than in many places
 const WIDEST = 4;
 const HEADER_SHARE = { raw: 512, split: 768 }; // bytes that W-7 counts for the entry of a tensor
 
@@ -31,7 +32,8 @@ export class Survey {
     this.#type = DTYPES.get(dtype);
     if (this.#type.exponent === null) return;
     this.#exponents = new Float64Array(1 << this.#type.exponent);
-    for (let w = 1; w <= Math.min(WIDEST, this.#type.exponent - 1); w += 1) this.#patches.bitmap[w] = this.#patches.all[w] = 0;
+    for (let w = 1; w <= Math.min(WIDEST, this.#type.exponent - 1); w += 1)
+      this.#patches.bitmap[w] = this.#patches.all[w] = 0;
   }
 
   /** `bytes` of elements, from the beginning of a block on. */
@@ -40,7 +42,11 @@ export class Survey {
     if (bits < 8) return;
     const aligned = bytes.byteOffset % 4 === 0 ? bytes : bytes.slice();
     const width = Math.min(bits, 32) / 8;
-    const words = new (width === 1 ? Uint8Array : width === 2 ? Uint16Array : Uint32Array)(aligned.buffer, aligned.byteOffset, aligned.length / width);
+    const words = new (width === 1 ? Uint8Array : width === 2 ? Uint16Array : Uint32Array)(
+      aligned.buffer,
+      aligned.byteOffset,
+      aligned.length / width,
+    );
     const step = BLOCK * (bits === 64 ? 2 : 1);
     for (let at = 0; at < words.length; at += step) this.#block(words.subarray(at, at + step));
   }
@@ -48,7 +54,8 @@ export class Survey {
   #block(words) {
     const { bits, exponent, mantissa } = this.#type;
     let nonzeros = 0;
-    if (bits === 64) for (let i = 0; i < words.length; i += 2) nonzeros += (words[i] | words[i + 1]) === 0 ? 0 : 1;
+    if (bits === 64)
+      for (let i = 0; i < words.length; i += 2) nonzeros += (words[i] | words[i + 1]) === 0 ? 0 : 1;
     else if (exponent === null) for (let i = 0; i < words.length; i += 1) nonzeros += words[i] === 0 ? 0 : 1;
     else {
       const histogram = new Uint32Array(1 << exponent);
@@ -104,7 +111,8 @@ export class Survey {
     const { density } = this;
     if (density === null) return null;
     let bits = this.#type.bits;
-    if (this.#exponents && this.nonzeros) bits = entropy(Array.from(this.#exponents, (n) => n / this.nonzeros)) + 1 + this.mantissa;
+    if (this.#exponents && this.nonzeros)
+      bits = entropy(Array.from(this.#exponents, (n) => n / this.nonzeros)) + 1 + this.mantissa;
     return entropy([density, 1 - density]) + density * bits;
   }
 
@@ -118,20 +126,30 @@ export class Survey {
     const scale = numel / this.elements;
     const nnz = Math.round(this.nonzeros * scale);
     const tried = [["bitmap", "raw", 0]];
-    for (const positions of ["bitmap", "all"]) for (let w = 1; w < this.#patches[positions].length; w += 1) tried.push([positions, "split", w]);
+    for (const positions of ["bitmap", "all"])
+      for (let w = 1; w < this.#patches[positions].length; w += 1) tried.push([positions, "split", w]);
     let best = null;
     for (const [positions, values, w] of tried) {
       const stored = positions === "bitmap" ? nnz : numel;
       const patches = w ? Math.round(this.#patches[positions][w] * scale) : 0;
       const blocks = Math.ceil(numel / BLOCK);
-      const parts = expectedParts({ ...{ name: "", dtype, positions, values, numel, blocks, stored, bits }, ...{ mantissa: this.mantissa, w, patches } });
+      const parts = expectedParts({
+        ...{ name: "", dtype, positions, values, numel, blocks, stored, bits },
+        ...{ mantissa: this.mantissa, w, patches },
+      });
       const physical = parts[0][3];
       if (physical.length === shape.length && physical.every((size, i) => size === shape[i])) continue; // T-5
-      const bytes = parts.reduce((sum, [, , type, sizes]) => sum + (sizes.reduce((a, b) => a * b, 1) * DTYPES.get(type).bits) / 8, 0);
+      const bytes = parts.reduce(
+        (sum, [, , type, sizes]) => sum + (sizes.reduce((a, b) => a * b, 1) * DTYPES.get(type).bits) / 8,
+        0,
+      );
       const cost = bytes + HEADER_SHARE[values];
-      if (!best || cost < best.cost) best = { cost, bytes, encoding: w ? `${positions}/${values} ${w}` : `${positions}/${values}` };
+      if (!best || cost < best.cost)
+        best = { cost, bytes, encoding: w ? `${positions}/${values} ${w}` : `${positions}/${values}` };
     }
-    return best && 100 * best.cost <= (95 * numel * bits) / 8 ? { encoding: best.encoding, bytes: best.bytes } : null;
+    return best && 100 * best.cost <= (95 * numel * bits) / 8
+      ? { encoding: best.encoding, bytes: best.bytes }
+      : null;
   }
 }
 
@@ -143,14 +161,29 @@ const entropy = (shares) => shares.reduce((sum, p) => (p > 0 ? sum - p * Math.lo
  */
 export async function surveyTensor(file, tensor, { whole = false, progress = () => {}, signal } = {}) {
   const survey = new Survey(tensor.dtype);
-  const runs = whole ? [[0, Math.ceil(tensor.numel / BLOCK)]] : sampleOf(tensor.numel);
-  for (const [first, end] of runs)
-    for await (const bytes of elements(file, tensor, Math.min(first * BLOCK, tensor.numel), Math.min(end * BLOCK, tensor.numel))) {
-      signal?.throwIfAborted();
-      survey.add(bytes);
-      progress(bytes.length);
-    }
+  const pieces = whole
+    ? elements(file, tensor)
+    : blocks(tensor.bytes <= SMALL ? await inMemory(file, tensor) : file, tensor, sampleOf(tensor.numel));
+  for await (const bytes of pieces) {
+    signal?.throwIfAborted();
+    survey.add(bytes);
+    progress(bytes.length);
+  }
   return survey;
+}
+
+/** The file with the parts of one tensor in memory: every read of a file takes its time in browsers. */
+async function inMemory(file, tensor) {
+  const read = async ({ begin, end }) => ({ begin, end, bytes: await file.source.read(begin, end) });
+  const parts = await Promise.all(Object.values(tensor.parts).map(read));
+  return {
+    source: {
+      async read(begin, end) {
+        const part = parts.find((one) => one.begin <= begin && end <= one.end);
+        return part.bytes.slice(begin - part.begin, end - part.begin);
+      },
+    },
+  };
 }
 
 /** Which elements of the blocks `first` to `end` - 1 are not zero, a bit for each; of a bitmap the bitmap alone is read. */

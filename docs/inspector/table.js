@@ -34,9 +34,19 @@ export class TensorTable {
   constructor(rows, select) {
     [this.#rows, this.#select] = [rows, select];
     this.#heads = COLUMNS.map((column, i) =>
-      h("th", { scope: "col", class: column.text ? null : "number" }, h("button", { type: "button", click: () => this.#sort(i) }, column.title)),
+      h(
+        "th",
+        { scope: "col", class: column.text ? null : "number" },
+        h("button", { type: "button", click: () => this.#sort(i) }, column.title),
+      ),
     );
-    const search = h("input", { type: "search", placeholder: "Filter by name", "aria-label": "Filter tensors by name", autocomplete: "off", spellcheck: "false" });
+    const search = h("input", {
+      type: "search",
+      placeholder: "Filter by name",
+      "aria-label": "Filter tensors by name",
+      autocomplete: "off",
+      spellcheck: "false",
+    });
     search.addEventListener("input", () => {
       [this.#needle, this.#shown] = [search.value.toLowerCase(), PAGE];
       this.update();
@@ -45,7 +55,11 @@ export class TensorTable {
       "section",
       { class: "tensors", "aria-labelledby": "tensors-title" },
       h("div", { class: "bar" }, h("h2", { id: "tensors-title" }, "Tensors"), search),
-      h("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "tensors-title" }, h("table", {}, h("thead", {}, h("tr", {}, ...this.#heads)), this.#body)),
+      h(
+        "div",
+        { class: "scroll", tabindex: "0", role: "group", "aria-label": "Table of tensors" },
+        h("table", {}, h("thead", {}, h("tr", {}, ...this.#heads)), this.#body),
+      ),
       this.#found,
       this.#more,
     );
@@ -64,7 +78,9 @@ export class TensorTable {
   }
 
   update() {
-    let rows = this.#needle ? this.#rows.filter((row) => row.name.toLowerCase().includes(this.#needle)) : this.#rows;
+    let rows = this.#needle
+      ? this.#rows.filter((row) => row.name.toLowerCase().includes(this.#needle))
+      : this.#rows;
     if (this.#column !== null) {
       const { key } = COLUMNS[this.#column];
       const sign = this.#rising ? 1 : -1;
@@ -75,7 +91,10 @@ export class TensorTable {
       else head.removeAttribute("aria-sort");
     });
     const lines = rows.slice(0, this.#shown).map((row) => this.#line(row));
-    if (lines.length !== this.#body.children.length || lines.some((line, i) => line !== this.#body.children[i])) {
+    if (
+      lines.length !== this.#body.children.length ||
+      lines.some((line, i) => line !== this.#body.children[i])
+    ) {
       const focused = document.activeElement;
       this.#body.replaceChildren(...lines);
       if (this.#body.contains(focused)) focused.focus({ preventScroll: true });
@@ -83,13 +102,22 @@ export class TensorTable {
     const left = rows.length - this.#shown;
     this.#more.hidden = left <= 0;
     this.#more.textContent = `Show ${integer(Math.min(PAGE, left))} more of ${integer(left)}`;
-    this.#found.textContent = this.#needle ? `${integer(rows.length)} of ${integer(this.#rows.length)} tensors` : "";
+    this.#found.textContent = this.#needle
+      ? `${integer(rows.length)} of ${integer(this.#rows.length)} tensors`
+      : "";
   }
 
   #line(row) {
     if (!this.#lines.has(row)) {
-      const button = h("button", { type: "button", class: "tensor", click: () => this.#select(row) }, h("bdi", {}, printable(row.name)));
-      this.#lines.set(row, h("tr", {}, h("th", { scope: "row" }, button, h("span", { class: "tag bad", hidden: true }))));
+      const button = h(
+        "button",
+        { type: "button", class: "tensor", click: () => this.#select(row) },
+        h("bdi", {}, printable(row.name)),
+      );
+      this.#lines.set(
+        row,
+        h("tr", {}, h("th", { scope: "row" }, button, h("span", { class: "tag bad", hidden: true }))),
+      );
     }
     const line = this.#lines.get(row);
     const tag = line.querySelector(".tag");
@@ -109,7 +137,12 @@ export class TensorTable {
       cell(printable(tensor.dtype, 20), null),
       cell(row.encoding, null),
       cell(row.nnz === null ? "–" : integer(row.nnz)),
-      h("td", { class: "number density" }, density === null ? "–" : `${row.estimated ? "≈ " : ""}${percent(density)}`, density !== null && track),
+      h(
+        "td",
+        { class: "number density" },
+        density === null ? "–" : `${row.estimated ? "≈ " : ""}${percent(density)}`,
+        density !== null && track,
+      ),
       cell(bits(row.bitsPerWeight)),
       cell(bits(row.floor)),
       cell(bytes(tensor.bytes)),

@@ -19,7 +19,10 @@ function small(bits, dtype) {
   const exponent = (bits >> M) & ((1 << E) - 1);
   const fraction = bits & ((1 << M) - 1);
   if (infinities && exponent === (1 << E) - 1) return fraction ? NaN : sign * Infinity;
-  return sign * (exponent ? (1 + fraction / 2 ** M) * 2 ** (exponent - bias) : (fraction / 2 ** M) * 2 ** (1 - bias));
+  return (
+    sign *
+    (exponent ? (1 + fraction / 2 ** M) * 2 ** (exponent - bias) : (fraction / 2 ** M) * 2 ** (1 - bias))
+  );
 }
 
 /** The value of the one element that `bytes` hold, as text; for types of less than a byte null. */
@@ -62,7 +65,11 @@ export function valueText(bytes, dtype) {
 }
 
 /** The shortest text that tells a value of this many digits; a negative zero is told too. */
-const float = (value, digits) => (Object.is(value, -0) ? "-0" : String(Number.isFinite(value) ? Number(value.toPrecision(digits)) : value));
+const float = (value, digits) =>
+  Object.is(value, -0) ? "-0" : String(Number.isFinite(value) ? Number(value.toPrecision(digits)) : value);
 
 /** The bit pattern in hexadecimal, most significant byte first. */
-export const patternText = (bytes) => `0x${Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).reverse().join("")}`;
+export const patternText = (bytes) =>
+  `0x${Array.from(bytes, (b) => b.toString(16).padStart(2, "0"))
+    .reverse()
+    .join("")}`;
