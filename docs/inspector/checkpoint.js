@@ -37,9 +37,9 @@ export const isCheckpoint = (names) =>
 
 /**
  * Checks rules K, and opens all Endor weights. `files` are `{name, file}` and `tensors` `{tensor, file, fileName}`, the
- * logical ones of all files. Faults of a file name it in the member `file` of the error.
+ * logical ones of all files. `options` are those of `open`. Faults of a file name it in the member `file` of the error.
  */
-export async function openCheckpoint(entries) {
+export async function openCheckpoint(entries, options = {}) {
   const byName = new Map(entries.map((entry) => [entry.name, entry]));
   const names = [...byName.keys()].sort();
   const weights = names.filter((name) => ENDOR_WEIGHTS.test(name));
@@ -55,7 +55,7 @@ export async function openCheckpoint(entries) {
 
   const files = [];
   for (const name of weights)
-    files.push({ name, file: await within(name, () => open(byName.get(name).source)) });
+    files.push({ name, file: await within(name, () => open(byName.get(name).source, options)) });
   for (const { name, map } of maps.values()) {
     const named = new Set(map.map(({ value }) => value));
     checkMap(

@@ -749,7 +749,8 @@ function plainTensor(part) {
 // -- Files -----------------------------------------------------------------------------------------------------------
 
 /**
- * Opens a file: checks all rules J, C, M, T and D-1, for which the header alone is read.
+ * Opens a file: checks all rules J, C, M, T and D-1, for which the header alone is read. Files with a header of more than
+ * `longestHeader` bytes, at most the limit of C-2, are unsupported (section 13): they may take 20 times that in memory.
  *
  * The result has `size` and `headerLength` in bytes; `metadata`, the user's own members as `{name, value}`; `version` of
  * Endor, null in a plain safetensors file; `physical`, what the header lists; and `tensors`, the logical ones, both in the
@@ -759,13 +760,14 @@ function plainTensor(part) {
  * the reason. If it is `encoded` it has `positions`, `values`, `digest`, and `stored`, the number of stored elements;
  * with a bitmap `nnz`; with split values `w`, `mantissa` and `patches`.
  */
-export async function open(source) {
+export async function open(source, { longestHeader = LONGEST_HEADER } = {}) {
   const { size } = source;
   if (size < 8) throw new FormatError("C-1", `the file has ${size} bytes`, { offset: 0 });
   const start = new DataView((await source.read(0, 8)).buffer);
   const headerLength = start.getUint32(0, true) + start.getUint32(4, true) * 2 ** 32;
   if (headerLength > LONGEST_HEADER)
     throw new FormatError("C-2", `a header of ${headerLength} bytes`, { offset: 0 });
+  if (headerLength > longestHeader) throw new UnsupportedError(`a header of ${headerLength} bytes`);
   const dataBegin = 8 + headerLength;
   if (dataBegin > size)
     throw new FormatError("C-3", `a header of ${headerLength} bytes in a file of ${size}`, { offset: 0 });
@@ -1078,6 +1080,22 @@ function scatter(words, stored, count, tensor, first) {
 /** Bytes of a group of split values. */
 const rowBytes = ({ mantissa, w }) => 8 * (1 + mantissa + w);
 
+/** Puts the 64 bits of a plane at bit `shift` of 64 numbers. */
+function plane(bytes, at, numbers, first, shift) {
+  for (let k = 0; k < 8; k += 1) {
+    const byte = bytes[at + k];
+    const i = first + 8 * k;
+    numbers[i] |= (byte & 1) << shift;
+    numbers[i + 1] |= ((byte >> 1) & 1) << shift;
+    numbers[i + 2] |= ((byte >> 2) & 1) << shift;
+    numbers[i + 3] |= ((byte >> 3) & 1) << shift;
+    numbers[i + 4] |= ((byte >> 4) & 1) << shift;
+    numbers[i + 5] |= ((byte >> 5) & 1) << shift;
+    numbers[i + 6] |= ((byte >> 6) & 1) << shift;
+    numbers[i + 7] |= (byte >> 7) << shift;
+  }
+}
+
 /** Residues and codes of groups of split values (E-1). */
 function unpack(bytes, tensor) {
   const { mantissa, w } = tensor;
@@ -1089,18 +1107,12 @@ function unpack(bytes, tensor) {
   const codes = new Uint8Array(groups * GROUP);
   for (let g = 0; g < groups; g += 1) {
     const at = g * row;
+    const first = g * GROUP;
+    for (let p = 0; p < whole; p += 1)
+      for (let j = 0; j < GROUP; j += 1) residues[first + j] |= bytes[at + GROUP * p + j] << (8 * p);
     const planes = at + GROUP * whole;
-    for (let j = 0; j < GROUP; j += 1) {
-      const byte = planes + (j >> 3);
-      const shift = j & 7;
-      let residue = 0;
-      for (let p = 0; p < whole; p += 1) residue |= bytes[at + GROUP * p + j] << (8 * p);
-      for (let q = 0; q < loose; q += 1) residue |= ((bytes[byte + 8 * q] >> shift) & 1) << (8 * whole + q);
-      let code = 0;
-      for (let q = 0; q < w; q += 1) code |= ((bytes[byte + 8 * (loose + q)] >> shift) & 1) << q;
-      residues[g * GROUP + j] = residue;
-      codes[g * GROUP + j] = code;
-    }
+    for (let q = 0; q < loose; q += 1) plane(bytes, planes + 8 * q, residues, first, 8 * whole + q);
+    for (let q = 0; q < w; q += 1) plane(bytes, planes + 8 * (loose + q), codes, first, q);
   }
   return { residues, codes };
 }

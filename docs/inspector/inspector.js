@@ -15,10 +15,7 @@ const SAMPLED = 64 * 4096; // elements of a tensor that are looked at then
 const MOST_PROBLEMS = 200;
 
 const at = (id) => document.getElementById(id);
-const ruleLink = (rule) =>
-  rule
-    ? h("a", { class: "tag bad", href: `${SPECIFICATION}#${rule}` }, rule)
-    : h("span", { class: "tag bad" }, "error");
+const ruleLink = (rule) => h("a", { class: "tag bad", href: `${SPECIFICATION}#${rule}` }, rule);
 
 let current = null; // what is on the page: { model, table, stop }
 
@@ -171,7 +168,7 @@ function problemLine({ kind, rule, tensor, offset, message, fileName }) {
     current.model.files.length > 1 && fileName && printable(fileName),
   ];
   const parts = place.filter(Boolean).flatMap((part, i) => (i ? [" · ", part] : [part]));
-  const link = ruleLink(rule);
+  const link = rule ? ruleLink(rule) : h("span", { class: "tag bad" }, kind);
   if (kind === "unsupported") link.classList.replace("bad", "note");
   return h(
     "li",

@@ -10,6 +10,9 @@ import { surveyTensor } from "./survey.js";
 
 const LAYER = /(?:^|\.)([0-9]{1,6})\./;
 
+/** A page that parses more stands still; no tool writes more (W-1). */
+const LIMITS = { longestHeader: 25_000_000 };
+
 /** A logical tensor and what has been found out about it. */
 export class Row {
   survey = null;
@@ -109,7 +112,7 @@ export async function openModel(dropped) {
   model.checkpoint = entries.length > 1 && isCheckpoint(names);
   if (model.checkpoint) {
     try {
-      const { files } = await openCheckpoint(entries);
+      const { files } = await openCheckpoint(entries, LIMITS);
       files.forEach(({ name, file }) => add(model, name, file));
       return model;
     } catch (error) {
@@ -120,7 +123,7 @@ export async function openModel(dropped) {
     entries.length === 1 ? entries : entries.filter(({ name }) => name.endsWith(".safetensors"));
   for (const { name, source } of weights.sort((a, b) => (a.name < b.name ? -1 : 1))) {
     try {
-      add(model, name, await open(source));
+      add(model, name, await open(source, LIMITS));
     } catch (error) {
       const problem = problemOf(error, name);
       model.bytesOnDisk += source.size;

@@ -1,6 +1,6 @@
 """Puts the inspector into one file, which browsers open from disk too, where they load no modules.
 
-    python docs/inspector/standalone.py OUT.html [--specification URL]
+python docs/inspector/standalone.py OUT.html [--specification URL]
 """
 
 from __future__ import annotations
