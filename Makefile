@@ -7,7 +7,8 @@
 #   make native   the C library alone, its tests under the sanitizers, and the example program on it
 #   make arm      the same for 64-bit ARM, tested in an emulator
 #   make fuzz     the C library under libFuzzer, SECONDS=60 for each of two harnesses, and whether that bites
-#                 .ci/packages installs on Debian what these three need
+#                 .ci/packages installs on Debian what these three and the next need
+#   make inspector    the page docs/inspector, in Chromium
 #   make bench    the codec beside memcpy and beside other formats, into build/bench.json
 #   make conformance    all implementations that are here against the corpus, and how hard it bites;
 #                       HELD=--all: those that `make native arm` builds have to be here
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 DEMO := .demo
 BUILD := build
 
-.PHONY: demo test oldest check native arm fuzz bench conformance clean
+.PHONY: demo test oldest check native arm fuzz inspector bench conformance clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -79,6 +80,9 @@ fuzz:
 	$(PYTHON) native/fuzz/fuzz.py bite
 	$(PYTHON) native/fuzz/fuzz.py run --seconds $(SECONDS)
 
+inspector: $(VENV)/inspector.stamp
+	PYENDOR_BROWSER=1 $(BIN)/python -m pytest tests/test_inspector.py
+
 clean:
 	rm -rf $(VENV) $(DEMO) $(BUILD)
 
@@ -112,6 +116,10 @@ $(VENV)/oldest.stamp: $(VENV)/test.stamp
 # The version that the table of results names; another one may have other findings.
 $(VENV)/conformance.stamp: $(VENV)/base.stamp
 	$(BIN)/python -m pip install --quiet safetensors==0.8.0
+	touch $@
+
+$(VENV)/inspector.stamp: $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/torch.stamp

@@ -86,6 +86,7 @@ IMPLEMENTATIONS = (
     Implementation("`examples/c`, a C program on libendor", ("build/c/endor_read",)),
     Implementation("`examples/c` on 64-bit ARM, NEON", ARM),
     Implementation("`spec/decoder.py`, educational", ("spec/decoder.py",)),
+    Implementation("`docs/inspector`, JavaScript", ("node", "conformance/adapters/inspector.mjs")),
     Implementation(
         "`safetensors` 0.8.0",
         ("conformance/adapters/stock_safetensors.py",),
