@@ -134,12 +134,19 @@ def packed_nbytes(meta: TensorMeta) -> int:
 
 
 def fault(word: int) -> Fault | None:
-    """What a status word, as a number of either sign, says; None if nothing is wrong."""
+    """What a status word, as a number of either sign, says; None if nothing is wrong.
+
+    Raises:
+        RuntimeError: it is none. Something else has written there.
+    """
     block = _native.ffi.new("uint64_t *")
     status = _native.lib.endor_cuda_fault(word & _NOWHERE, block)
     if status == _native.lib.ENDOR_OK:
         return None
-    rule = next(rule for rule in capi.FAULTS if getattr(_native.lib, capi.status_name(rule)) == status)
+    rules = [rule for rule in capi.FAULTS if getattr(_native.lib, capi.status_name(rule)) == status]
+    if not rules:
+        raise RuntimeError(f"{word & _NOWHERE:#x} is no status word of the CUDA decoder")
+    rule = rules[0]
     return Fault(rule, None if block[0] == _NOWHERE else int(block[0]))
 
 
