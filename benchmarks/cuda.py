@@ -1,11 +1,11 @@
-"""Times the CUDA decoder beside what the memory and the link allow, into one JSON file; some minutes on a GPU.
+"""Times the CUDA decoder beside what memory and link allow, into one JSON file; some minutes on a GPU.
 
     python benchmarks/cuda.py -o build/cuda.json
-    python benchmarks/cuda.py -o x.json --simt build/libendor_simt.so     tries the program itself, without a GPU
+    python benchmarks/cuda.py -o x.json --simt build/libendor_simt.so     tries the program, without a GPU
 
-What is timed on the device is a CUDA graph that goes through copies of a tensor in turn, more than the caches hold, between two
-events; the median of several. *limit* is a kernel of the same run that reads as many bytes as the parts have and writes as many
-as the tensor has, and does nothing with them.
+What is timed on the device is a CUDA graph that goes through copies of a tensor in turn, more than the
+caches hold, between two events; the median of several. *limit* is a kernel of the same run that reads as
+many bytes as the parts have and writes as many as the tensor has, and does nothing with them.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from pyendor.encoded import EncodedTensor
 
 # This file is called as NVIDIA's package is, which libraries import.
 sys.path.remove(str(Path(__file__).resolve().parent))
-import torch  # noqa: E402
+import torch
 
-from pyendor import torch_cuda  # noqa: E402
+from pyendor import torch_cuda
 
 MIB = 1 << 20
 # Matrices of a layer of Llama-2-7B.
@@ -169,7 +169,9 @@ class Sample:
 
     def copies(self, machine: Machine) -> int:
         """So many are more than the caches hold."""
-        return max(2, min(64, machine.ring // (self.encoded_nbytes + self.dense_nbytes))) if machine.real else 1
+        return (
+            max(2, min(64, machine.ring // (self.encoded_nbytes + self.dense_nbytes))) if machine.real else 1
+        )
 
     def launches(self, machine: Machine, copies: int) -> tuple[list[Launch], list[torch.Tensor]]:
         """A launch for each copy, and the memory: all dense outputs, then all parts."""
@@ -255,7 +257,10 @@ def masked_scatter(machine: Machine, sample: Sample) -> None:
 
 def link(machine: Machine, sample: Sample) -> None:
     """A layer from host memory: dense, and encoded with decoding behind the copy."""
-    facts = sample.case.facts() | {"dense_nbytes": sample.dense_nbytes, "encoded_nbytes": sample.encoded_nbytes}
+    facts = sample.case.facts() | {
+        "dense_nbytes": sample.dense_nbytes,
+        "encoded_nbytes": sample.encoded_nbytes,
+    }
     whole = torch.from_numpy(np.concatenate([sample.dense[shape] for shape in sample.case.shapes]))
     packed = torch.from_numpy(sample.packed())
     out, there = machine.empty(sample.dense_nbytes), machine.empty(sample.encoded_nbytes)
@@ -336,16 +341,22 @@ def nvcomp(machine: Machine) -> None:
             codec = library.Codec(algorithm=algorithm)
             encoded = codec.encode(array)
             seconds = machine.wall(lambda codec=codec, encoded=encoded: codec.decode(encoded))
-        except Exception as error:  # noqa: BLE001  its own kinds, by version
+        except Exception as error:
             machine.add("nvcomp", what=algorithm, skipped=str(error)[:200])
             continue
         sizes = {"dense_nbytes": dense.size, "encoded_nbytes": int(encoded.buffer_size)}
-        machine.add("nvcomp", what=algorithm, dtype="BF16", density=0.5, size="4096 x 4096", seconds=seconds, **sizes)
+        machine.add(
+            "nvcomp", what=algorithm, dtype="BF16", density=0.5, size="4096 x 4096", seconds=seconds, **sizes
+        )
 
 
 def about(machine: Machine) -> dict[str, Any]:
     """The device, and what it runs with; nothing of whose it is."""
-    found = {"torch": torch.__version__, "python": platform.python_version(), "kernels_nbytes": cuda.kernels_nbytes()}
+    found = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "kernels_nbytes": cuda.kernels_nbytes(),
+    }
     if not machine.real:
         return found | {"device": "none: lanes one by one on a CPU, no measurement"}
     properties = torch.cuda.get_device_properties(machine.device)
@@ -369,7 +380,9 @@ def copy_bandwidth(machine: Machine) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--simt", help="a library in place of the driver's, to try this program without a GPU")
+    parser.add_argument(
+        "--simt", help="a library in place of the driver's, to try this program without a GPU"
+    )
     arguments = parser.parse_args()
     if arguments.simt:
         os.environ[cuda.DRIVER] = str(Path(arguments.simt).resolve())

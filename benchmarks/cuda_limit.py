@@ -1,4 +1,4 @@
-"""Compiles and launches limit.cu, a kernel that reads and writes and does nothing else, by the driver's library."""
+"""Compiles and launches limit.cu, a kernel that reads and writes and does nothing else, by the driver."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Limit:
         major, minor = torch.cuda.get_device_capability()
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "limit.cubin"
-            subprocess.run([nvcc, "-cubin", f"-arch=sm_{major}{minor}", str(SOURCE), "-o", str(output)], check=True)
+            subprocess.run(
+                [nvcc, "-cubin", f"-arch=sm_{major}{minor}", str(SOURCE), "-o", str(output)], check=True
+            )
             image = output.read_bytes()
         self._cuda = ctypes.CDLL("libcuda.so.1")
         module, function = ctypes.c_void_p(), ctypes.c_void_p()

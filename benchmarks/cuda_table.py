@@ -33,12 +33,15 @@ def find(found: list[dict[str, Any]], **wanted: object) -> dict[str, Any] | None
 def claims(found: list[dict[str, Any]]) -> str:
     """What is asked of it, and what was measured."""
     lines = []
+    copy = find(found, section="copy")
     for what, dtype, encoding, size, least in WANTED:
         row = find(found, what="decode", dtype=dtype, encoding=encoding, size=size, density=0.5)
         share = NOT_MEASURED
-        if row is not None and row["limit_seconds"]:
-            share = f"{row['limit_seconds'] / row['seconds']:.0%}"
-        lines.append([what, f"{least:.0%} of the limit", share])
+        if row is not None and row["limit_seconds"] and copy is not None:
+            moved = (row["dense_nbytes"] + row["encoded_nbytes"]) / row["seconds"]
+            of_copy = moved / copy["bytes_per_second"]
+            share = f"{row['limit_seconds'] / row['seconds']:.0%}; {of_copy:.0%} of a copy's bandwidth"
+        lines.append([what, f"{100 * least:g}% of the limit", share])
     dense = find(found, section="load_file", what="safetensors, dense")
     for what, ours, least in FASTER:
         row = find(found, section="load_file", what=ours)
@@ -88,6 +91,7 @@ def tables() -> str:
         copy = find(found, section="copy")
         text += f"### {about['device']}\n\ntorch {about['torch']}, Python {about['python']}."
         if copy is not None:
-            text += f" A copy in device memory moves {copy['bytes_per_second'] / 1e9:,.0f} GB/s, read and written."
+            speed = copy["bytes_per_second"] / 1e9
+            text += f" A copy in device memory moves {speed:,.0f} GB/s, read and written."
         text += f"\n\n{claims(found)}{decoding(found)}{transfers(found)}"
     return text

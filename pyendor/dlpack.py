@@ -1,4 +1,4 @@
-"""Arrays of whatever library, by DLPack, to the addresses that the CUDA decoder takes: CuPy, JAX, Numba, torch.
+"""Arrays of whatever library, by DLPack, to addresses for the CUDA decoder: CuPy, JAX, Numba, torch.
 
     word = cupy.zeros(1, cupy.uint64)
     dlpack.decode(meta, cupy.asarray(parts), out, status=word)  # on CuPy's device, on its default stream
@@ -75,9 +75,10 @@ def decode(
         meta: of a supported encoding.
         parts: arrays by role, or one array of all parts one behind the other.
         out: an array of exactly as many bytes as the elements have; None to check only.
-        status: an array of 8 bytes that are 0; None for parts that were checked before. See :func:`cuda.check`.
+        status: an array of 8 bytes that are 0; None for parts that were checked before.
         first, stop: a range of blocks, all of them if nothing else is said.
-        stream: a stream of CUDA as a number; 0 is the default one. The arrays are to be kept until it has got there.
+        stream: a stream of CUDA as a number; 0 is the default one. The arrays are to be kept until it has got
+            there.
 
     Raises:
         ValueError: an array is too small, not contiguous, or not where kernels can reach it.
@@ -99,7 +100,14 @@ def decode(
     word = borrow(status, stream) if status is not None else None
     if not fits or (to is not None and to.nbytes != size) or (word is not None and word.nbytes != 8):
         raise ValueError("an array has not the size that the metadata says")
-    job = Job(meta, addresses, to and to.address, word and word.address, first, last)
+    job = Job(
+        meta,
+        addresses,
+        None if to is None else to.address,
+        None if word is None else word.address,
+        first,
+        last,
+    )
     cuda.decode([job], stream)
 
 

@@ -165,7 +165,8 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
     Args:
         filename: an Endor or plain safetensors file.
         framework: ``"pt"``, ``"torch"`` or ``"pytorch"``.
-        device: where tensors go: all that ``torch.device`` takes, but ``"meta"``.
+        device: where tensors go: all that ``torch.device`` takes, but ``"meta"``. To a GPU they are copied
+            encoded, and decoded there (:mod:`pyendor.torch_cuda`).
         backend: of the safetensors package; there is no difference here.
         verify: check each tensor's digest when it is read whole.
     """

@@ -1,7 +1,7 @@
-"""The CUDA decoder for PyTorch: tensors in device memory, the current stream, and files loaded straight into it.
+"""The CUDA decoder for PyTorch: tensors in device memory, and files loaded straight into it.
 
-What crosses the link between host and device is encoded. Parts are read by several threads into a ring of pinned memory,
-copied while the next ones are read, and decoded behind the copy.
+What crosses the link between host and device is encoded. Parts are read by several threads into a ring of
+pinned memory, copied while the next ones are read, and decoded behind the copy, on the current stream.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pyendor.cuda import Job, Launch
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
 
-# The type of the devices that are decoded on. Tests make it "cpu", whose memory a driver in place of CUDA's works on.
+# The type of the devices that are decoded on. Tests make it "cpu", with a driver that works there.
 DEVICE = "cuda"
 
 SLOTS = 3
 SLOT = 32 << 20  # bytes of pinned memory in each
 PIECE = 4 << 20  # what one thread reads at a time
 
-# Launches for parts that have been decoded without a fault, by their first part. They are not checked again: to hear of a
-# fault takes the host's waiting for the device.
+# Launches for parts that have been decoded without a fault, by their first part. They are not checked again:
+# to hear of a fault the host has to wait for the device.
 _checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 _lock = threading.Lock()
 
@@ -42,25 +42,25 @@ def usable(device: torch.device) -> bool:
 def decode(parts: Mapping[str, Tensor], meta: TensorMeta, out: Tensor) -> None:
     """Decodes parts into a contiguous tensor on the same device, on the current stream.
 
-    The first time it waits for the end, and raises what is wrong with the parts. After that they are taken to be
-    unchanged, and nothing is waited for, so that it can be captured into a CUDA graph.
+    The first time it waits for the end, and raises what is wrong with the parts. After that they are taken to
+    be unchanged, and nothing is waited for, so that it can be captured into a CUDA graph.
 
     Raises:
         FormatError: the parts break a rule. What is in ``out`` then means nothing.
-        RuntimeError: parts that have not been decoded before are captured into a graph; or the driver refuses.
+        RuntimeError: a graph is being captured and the parts are not checked yet; or the driver refuses.
     """
     key = next(iter(parts.values()))
     addresses = {role: part.data_ptr() for role, part in parts.items()}
     with _on(out.device):
         stream = _stream(out.device)
         with _lock:
-            known = _checked.get(key)
+            known = _checked.get(key)  # type: ignore[no-untyped-call]
             if known is not None and known[0] == (meta, addresses):
                 known[1](stream, [out.data_ptr()])
                 return
         if out.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                "an encoded tensor is decoded into a CUDA graph before it has been checked: decode it once before"
+                "a CUDA graph is captured of a tensor that is not checked yet: decode it once before"
             )
         word = torch.zeros(1, dtype=torch.int64, device=out.device)
         cuda.decode([Job(meta, addresses, out.data_ptr(), word.data_ptr())], stream)
@@ -117,7 +117,7 @@ _Source = tuple[int, Callable[[int, Bytes], object]]
 
 
 def _pieces(opened: file.File, tensor: layout.Tensor, verify: bool) -> Iterator[_Source]:
-    """The bytes of a tensor in the file, part by part; those that lie one behind the other there are one piece."""
+    """The bytes of a tensor, part by part; parts that lie one behind the other in the file are one piece."""
     if verify and tensor.meta is not None:
         encoded = opened.get_encoded(tensor.name)
         encoded.check_digest()
@@ -184,7 +184,8 @@ class _Ring:
         self._slot, self._used = (self._slot + 1) % SLOTS, 0
         if len(self._slots) < SLOTS:
             self._slots.append(torch.empty(SLOT, dtype=torch.uint8, pin_memory=self._real))
-            self._copied.append(torch.cuda.Event() if self._real else None)
+            event: Any = torch.cuda.Event
+            self._copied.append(event() if self._real else None)
         elif self._real:
             self._copied[self._slot].synchronize()
 

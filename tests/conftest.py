@@ -7,7 +7,7 @@ import json
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +141,21 @@ def simt(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no C++ compiler")
     native, output = ROOT / "native", tmp_path_factory.mktemp("simt") / "libsimt.so"
     sources = [native / "cuda" / "simt" / f"{name}.cpp" for name in ("simt", "kernels", "driver")]
-    options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-w", f"-I{native / 'include'}", f"-I{native / 'cuda'}"]
+    options = [
+        "-std=c++17",
+        "-O2",
+        "-fPIC",
+        "-shared",
+        "-w",
+        f"-I{native / 'include'}",
+        f"-I{native / 'cuda'}",
+    ]
     subprocess.run([compiler, *options, *map(str, sources), "-o", str(output)], check=True)
     return output
 
 
 @pytest.fixture
-def driver(simt: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The same for one test: device memory is the memory of the process, and a stream's number means nothing."""
+def driver(simt: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same for one test: device memory is the process's own, and a stream's number means nothing."""
     monkeypatch.setenv(cuda.DRIVER, str(simt))
-    yield simt
+    return simt

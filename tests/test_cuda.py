@@ -1,4 +1,4 @@
-"""The CUDA decoder, its kernels run on this processor: the same elements and faults as the reference, from Python."""
+"""The CUDA decoder, its kernels run on this processor: the same elements and faults, from Python."""
 
 from __future__ import annotations
 
@@ -114,7 +114,11 @@ def test_parts_in_one_piece_at_any_alignment() -> None:
     for meta, parts, dense in samples(dtypes.BY_NAME["BF16"], 10000):
         size = cuda.packed_nbytes(meta)
         for offset in (0, 2, 3, 8, 16):
-            memory, out, word = np.zeros(size + 64, np.uint8), np.zeros(len(dense) + 64, np.uint8), np.zeros(1, int)
+            memory, out, word = (
+                np.zeros(size + 64, np.uint8),
+                np.zeros(len(dense) + 64, np.uint8),
+                np.zeros(1, int),
+            )
             memory[offset : offset + size] = np.concatenate(list(parts.values()))
             job = Job(meta, cuda.packed(meta, at(memory) + offset), at(out) + offset, at(word))
             cuda.decode([job])
@@ -162,7 +166,9 @@ def test_status_words_say_rule_and_block() -> None:
     assert decoded(meta, parts) == Fault("B-6", 1)
     word = np.zeros(1, np.int64)
     cuda.decode([Job(meta, addresses(parts), None, at(word))])
-    with pytest.raises(FormatError, match=r"'w': a block has not as many bits set .* \(block 1\) \[rule B-6\]"):
+    with pytest.raises(
+        FormatError, match=r"'w': a block has not as many bits set .* \(block 1\) \[rule B-6\]"
+    ):
         cuda.check(int(word[0]), tensor="w")
     parts["index"][0] = 1
     assert decoded(meta, parts) == Fault("B-4", None)

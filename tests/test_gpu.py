@@ -44,7 +44,9 @@ def there(array: np.ndarray, offset: int = 0) -> Any:
     return memory.copy_(torch.from_numpy(array))
 
 
-def decoded(meta: TensorMeta, parts: Parts, first: int = 0, stop: int | None = None, offset: int = 0) -> bytes | Fault:
+def decoded(
+    meta: TensorMeta, parts: Parts, first: int = 0, stop: int | None = None, offset: int = 0
+) -> bytes | Fault:
     last = layout.blocks(meta.numel) if stop is None else stop
     elements = max(0, min(last * layout.BLOCK, meta.numel) - first * layout.BLOCK)
     out = there(np.full(elements * dtypes.BY_NAME[meta.dtype].itemsize, 0x5A, np.uint8), offset)
@@ -218,7 +220,10 @@ def test_other_streams() -> None:
 
 def test_arrays_by_dlpack() -> None:
     meta, parts, dense = samples(dtypes.BY_NAME["BF16"], 5000)[0]
-    out, word = torch.zeros(5000, dtype=torch.int16, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    out, word = (
+        torch.zeros(5000, dtype=torch.int16, device="cuda"),
+        torch.zeros(1, dtype=torch.int64, device="cuda"),
+    )
     dlpack.decode(meta, {role: there(part) for role, part in parts.items()}, out, status=word)
     cuda.check(int(word))
     assert out.cpu().numpy().tobytes() == dense

@@ -1,4 +1,4 @@
-"""PyTorch with the CUDA decoder, on a driver in CUDA's place: tensors that it takes for a GPU's are on the CPU."""
+"""PyTorch with the CUDA decoder, on a driver in its place: tensors on the CPU are taken for a GPU's."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ def weights() -> dict[str, Any]:
 
 
 def same(one: Any, other: Any) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and ours.save({"x": one}) == ours.save({"x": other})
+    return (
+        one.shape == other.shape
+        and one.dtype == other.dtype
+        and ours.save({"x": one}) == ours.save({"x": other})
+    )
 
 
 @pytest.mark.parametrize("verify", [False, True])
@@ -83,7 +87,9 @@ def test_other_orders_of_parts_are_loaded_too(tmp_path: Path) -> None:
     assert same(ours.load_file(tmp_path / "w")["x"], dense)
 
 
-def test_a_fault_is_told_as_the_codec_of_the_cpu_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_is_told_as_the_codec_of_the_cpu_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours.save_file(weights(), tmp_path / "w", values="raw")
     data = bytearray((tmp_path / "w").read_bytes())
     with ours.safe_open(tmp_path / "w") as opened:
@@ -168,7 +174,9 @@ def test_the_operators_are_as_pytorch_wants_them() -> None:
     tensor = EndorTensor.from_dense(weights()["bf16"])
     parts, about = list(tensor.parts.values()), metadata.entry_text(tensor.meta)
     torch.library.opcheck(torch.ops.endor.decode, (parts, about, list(tensor.shape), tensor.dtype))
-    torch.library.opcheck(torch.ops.endor.decode_into, (parts, about, torch.empty(tensor.shape, dtype=tensor.dtype)))
+    torch.library.opcheck(
+        torch.ops.endor.decode_into, (parts, about, torch.empty(tensor.shape, dtype=tensor.dtype))
+    )
 
 
 def test_weights_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

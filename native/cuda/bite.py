@@ -2,8 +2,8 @@
 
     python native/cuda/bite.py [PART OF A NAME]
 
-Each fault is planted into a copy of the sources, which are compiled for the CPU under the sanitizers and tested as ctest does it
-(native/tests/test_cuda.c). A test that passes has missed its fault.
+Each fault is planted into a copy of the sources, which are compiled for the CPU under the sanitizers and
+tested as ctest does it (native/tests/test_cuda.c). A test that passes has missed its fault.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ FAULTS = (
         "int zero = values.zero;",
     ),
     Fault(
-        "no barrier before joined elements are used", "kernels.cu", "bool may = base == 0;\n            __syncthreads();", "bool may = base == 0;"
+        "no barrier before joined elements are used",
+        "kernels.cu",
+        "bool may = base == 0;\n            __syncthreads();",
+        "bool may = base == 0;",
     ),
     Fault(
         "no barrier between checking patches and applying them",
@@ -67,23 +70,57 @@ FAULTS = (
     Fault("the last elements are written as whole 16 bytes", "memory.cuh", "there >= 16 && ", ""),
     Fault("16 bytes are written wherever", "memory.cuh", "there >= 16 && aligned(to, 16)", "there >= 16"),
     Fault("numbers are read wherever", "memory.cuh", "if (aligned(from, sizeof(Number)))", "if (true)"),
-    Fault("where staged values begin is forgotten", "memory.cuh", "staged done = {skew, false}", "staged done = {0, false}"),
+    Fault(
+        "where staged values begin is forgotten",
+        "memory.cuh",
+        "staged done = {skew, false}",
+        "staged done = {0, false}",
+    ),
     Fault("the index may leave its range", "kernels.cu", " && high <= last}", "}"),
     Fault("the index may fall", "kernels.cu", "low <= high && high <= last", "high <= last"),
     Fault("the bits of a block are not counted", "kernels.cu", "job.has_bitmap && all != stored", "false"),
-    Fault("bases may be too high", "kernels.cu", "(base > most || (stored == 0 && base != 0))", "(stored == 0 && base != 0)"),
+    Fault(
+        "bases may be too high",
+        "kernels.cu",
+        "(base > most || (stored == 0 && base != 0))",
+        "(stored == 0 && base != 0)",
+    ),
     Fault("stored elements may be zero", "kernels.cu", "if (zero && job.has_bitmap) {", "if (false) {"),
-    Fault("zeros among staged values are not seen", "memory.cuh", "done.zero |= zero_in<UNIT>(batch[j]);", ""),
-    Fault("ranks of patches may leave the block", "split.cuh", "one.rank < least || one.rank >= stored", "one.rank < least"),
+    Fault(
+        "zeros among staged values are not seen", "memory.cuh", "done.zero |= zero_in<UNIT>(batch[j]);", ""
+    ),
+    Fault(
+        "ranks of patches may leave the block",
+        "split.cuh",
+        "one.rank < least || one.rank >= stored",
+        "one.rank < least",
+    ),
     Fault("ranks of patches may repeat", "split.cuh", ".rank + 1;", ".rank;"),
-    Fault("patches may be inside of the window", "split.cuh", " || one.exponent - base < 1u << job.width", ""),
+    Fault(
+        "patches may be inside of the window", "split.cuh", " || one.exponent - base < 1u << job.width", ""
+    ),
     Fault("elements with patches may have codes", "split.cuh", "exponent != base ? ENDOR_E7 : 0", "0"),
     Fault("patches are not applied", "split.cuh", "(base ^ one.exponent) << job.mantissa", "0"),
     Fault("padding of values is not looked at", "edges.cuh", "job.stored * SIZE, job.values_size", "0, 0"),
-    Fault("padding of groups is not looked at", "edges.cuh", "found | dirty(job.values, last, job.values_size)", "found"),
-    Fault("the last group may have more elements", "edges.cuh", "(job.values[last + at] & none_of(at, rows, some)) != 0", "false"),
+    Fault(
+        "padding of groups is not looked at",
+        "edges.cuh",
+        "found | dirty(job.values, last, job.values_size)",
+        "found",
+    ),
+    Fault(
+        "the last group may have more elements",
+        "edges.cuh",
+        "(job.values[last + at] & none_of(at, rows, some)) != 0",
+        "false",
+    ),
     Fault("a later fault replaces an earlier one", "fault.cuh", "uint64_t word = ~(", "uint64_t word = ("),
-    Fault("lanes get the words of others", "positions.cuh", "place / 32);\n        unsigned rank", "place / 64);\n        unsigned rank"),
+    Fault(
+        "lanes get the words of others",
+        "positions.cuh",
+        "place / 32);\n        unsigned rank",
+        "place / 64);\n        unsigned rank",
+    ),
     Fault("too little shared memory", "table.h", "/ 16 * 16 + 32)", "/ 16 * 16)"),
 )
 
@@ -130,7 +167,10 @@ def main() -> int:
                 name = fault.name if fault is not None else "no fault"
                 good = bites == (fault is not None)
                 missed += [] if good else [name]
-                print(f"{name}: {('found' if bites else 'passed') if good else 'WRONG'}, {seconds:.0f} s", flush=True)
+                print(
+                    f"{name}: {('found' if bites else 'passed') if good else 'WRONG'}, {seconds:.0f} s",
+                    flush=True,
+                )
     if missed:
         print(f"wrong: {', '.join(missed)}")
     return 1 if missed else 0

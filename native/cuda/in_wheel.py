@@ -1,4 +1,4 @@
-"""Opens a wheel and looks for the CUDA kernels in it: `in_wheel.py WHEEL`. Fails if they are not there, or not for all devices."""
+"""Looks for the CUDA kernels in a wheel: `in_wheel.py WHEEL`. Fails if they are not there for all devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PTX, ELF = 1, 2
 
 
 def entries(image: bytes) -> list[tuple[int, int]]:
-    """Kinds and compute capabilities of what is in a fatbin: behind its header, a header each and then the code."""
+    """Kinds and compute capabilities of what is in a fatbin: behind its header, each has one too."""
     _, _, header, size = struct.unpack_from("<IHHQ", image)
     at, end, found = header, header + size, []
     while at < end:
