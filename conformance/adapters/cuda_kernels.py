@@ -1,8 +1,8 @@
 """Adapter for the CUDA kernels: `cuda_kernels.py DRIVER ...`, DRIVER in place of the CUDA driver's library.
 
 `make native` builds one, build/libendor_simt.so, that runs the kernels on the CPU. Files are opened by
-pyendor; what it decodes, the kernels decode, and what they say is wrong is the answer: a rule and a tensor. They do
-not encode.
+pyendor; what it decodes, the kernels decode, and what they say is wrong is the answer: a rule and a tensor.
+They do not encode.
 """
 
 from __future__ import annotations
