@@ -159,9 +159,9 @@ static __device__ __forceinline__ void decode(const endor_cuda_table &table) {
         decode_block<SIZE>(job, job.first + (number - 1));
 }
 
-/* CTAs that a multiprocessor is to hold, by registers: of small elements as many as 1536 threads are, which all devices since 8.0
- * can hold; of larger ones shared memory holds fewer. */
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+/* CTAs that a multiprocessor is to hold, by registers: of small elements as many as 1536 threads are, where nothing is spilled for
+ * that; of larger ones shared memory holds fewer. */
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 800 || __CUDA_ARCH__ >= 1000)
 #define HELD 8
 #else
 #define HELD 12

@@ -56,9 +56,9 @@ struct fiber {
 
 fiber fibers[MOST_LANES];
 ucontext_t scheduler;
-void *scheduler_fake_stack;
-const void *scheduler_stack;
-size_t scheduler_stack_size;
+[[maybe_unused]] void *scheduler_fake_stack;
+[[maybe_unused]] const void *scheduler_stack;
+[[maybe_unused]] size_t scheduler_stack_size;
 meeting all, warps[MOST_LANES / WARP];
 std::vector<unsigned> runnable;
 void (*running)(const void *);
