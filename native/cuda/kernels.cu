@@ -174,10 +174,10 @@ __global__ void __launch_bounds__(ENDOR_CUDA_THREADS, HELD) endor_decode_1(const
 __global__ void __launch_bounds__(ENDOR_CUDA_THREADS, HELD) endor_decode_2(const __grid_constant__ endor_cuda_table table) {
     decode<2>(table);
 }
-__global__ void __launch_bounds__(ENDOR_CUDA_THREADS) endor_decode_4(const __grid_constant__ endor_cuda_table table) {
+__global__ void __launch_bounds__(ENDOR_CUDA_THREADS, 8) endor_decode_4(const __grid_constant__ endor_cuda_table table) {
     decode<4>(table);
 }
-__global__ void __launch_bounds__(ENDOR_CUDA_THREADS) endor_decode_8(const __grid_constant__ endor_cuda_table table) {
+__global__ void __launch_bounds__(ENDOR_CUDA_THREADS, 8) endor_decode_8(const __grid_constant__ endor_cuda_table table) {
     decode<8>(table);
 }
 }
