@@ -68,7 +68,6 @@ FAULTS = (
     ),
     Fault("the last 16 bytes of a part are read whole", "memory.cuh", "&& low - skew + 16 <= size", "", 2),
     Fault("the bitmap is read as a whole block", "positions.cuh", "if (first >= count) return 0;", ""),
-    Fault("bits past the last element count", "positions.cuh", "count - first < 32 ?", "false ?"),
     Fault("the last elements are written as whole 16 bytes", "memory.cuh", "there >= 16 && ", ""),
     Fault("16 bytes are written wherever", "memory.cuh", "there >= 16 && aligned(to, 16)", "there >= 16"),
     Fault("numbers are read wherever", "memory.cuh", "if (aligned(from, sizeof(Number)))", "if (true)"),
@@ -132,6 +131,13 @@ def compiled(compiler: str, sources: list[Path], output: Path, *options: str) ->
     subprocess.run([*command, *map(str, sources), "-o", str(output), "-ldl"], check=True)
 
 
+def build_test(cuda: Path, output: Path) -> Path:
+    """The test, with the host's side from this folder."""
+    sources = [NATIVE / "src" / f"{name}.c" for name in CODEC] + [cuda / f"{name}.c" for name in HOST]
+    compiled("cc", [*sources, NATIVE / "tests" / "test_cuda.c"], output, "-std=c11", f"-I{cuda}")
+    return output
+
+
 def found(fault: Fault | None, folder: Path, test: Path) -> bool:
     """Whether the test fails with a fault, or without one."""
     shutil.copytree(HERE, folder)
@@ -140,6 +146,8 @@ def found(fault: Fault | None, folder: Path, test: Path) -> bool:
         if text.count(fault.old) != fault.times:
             sys.exit(f"{fault.name}: {fault.file} has what is to be replaced {text.count(fault.old)} times")
         (folder / fault.file).write_text(text.replace(fault.old, fault.new), "utf-8")
+        if fault.file == "table.h":  # which the host goes by too
+            test = build_test(folder, folder / "test_cuda")
     driver = folder / "libsimt.so"
     sources = [folder / "simt" / "kernels.cpp", *(folder.parent / f"{name}.o" for name in SIMT)]
     compiled("c++", sources, driver, *SHARED, "-shared", f"-I{folder}")
@@ -156,11 +164,9 @@ def main() -> int:
     missed = []
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        test = root / "test_cuda"
-        sources = [NATIVE / "src" / f"{name}.c" for name in CODEC] + [HERE / f"{name}.c" for name in HOST]
         for name in SIMT:  # in which nothing is planted
             compiled("c++", [HERE / "simt" / f"{name}.cpp"], root / f"{name}.o", *SHARED, "-c", f"-I{HERE}")
-        compiled("cc", [*sources, NATIVE / "tests" / "test_cuda.c"], test, "-std=c11", f"-I{HERE}")
+        test = build_test(HERE, root / "test_cuda")
 
         def bitten(pair: tuple[int, Fault | None]) -> tuple[Fault | None, bool, float]:
             start = time.monotonic()

@@ -65,10 +65,18 @@ static endor_parts parts_of(const sample *s) {
     return as_parts(at, s->asked.sizes);
 }
 
+/* Gives a patch the rank of the one before it. */
+static void repeat_rank(const endor_tensor *tensor) {
+    if (tensor->patches < 2) return;
+    uint8_t *patch = part[4] + 3 * (any() % (tensor->patches - 1));
+    memcpy(patch + 3, patch, 2);
+}
+
 static sample take_sample(const uint8_t *data, size_t size) {
     input in = {data, data + size};
     sample s = {.asked = take_request(&in)};
     unsigned offset = any_offset();
+    if (any() % 16 == 0) repeat_rank(&s.asked.tensor);
     for (int k = 0; k < 5; k++) {
         s.parts[k] = take_memory(s.asked.sizes[k], any() % 4 ? offset : any_offset());
         memcpy(s.parts[k].at, part[k], s.asked.sizes[k]);
@@ -210,7 +218,9 @@ static void check_opening(const char *driver) {
 static void make_sense(uint8_t *data) {
     uint8_t *choices = data + (data[0] % 2 ? 3 : 1);
     *choices = (uint8_t)((*choices & 0x41) | 0x04 | (any() % 4 ? 0x10 : 0x20) | (any() % 8 ? 0 : 0x08));
-    if (any() % 2) choices[1 + 2 + 2 + 32] = 0;
+    uint8_t *pattern = choices + 1 + 2 + 2;
+    if (any() % 2) pattern[32] = 0;
+    if (any() % 4 == 0) memset(pattern, 0xFF, 16); /* no zeros at all */
 }
 
 int main(int count, char **arguments) {
