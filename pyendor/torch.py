@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import _find_shared_tensors, _remove_duplicate_names
 from torch import Tensor
 
-from pyendor import atomic, checkpoint, file, layout, writer
+from pyendor import atomic, checkpoint, file, layout, torch_cuda, writer
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes
@@ -165,7 +165,8 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
     Args:
         filename: an Endor or plain safetensors file.
         framework: ``"pt"``, ``"torch"`` or ``"pytorch"``.
-        device: where tensors go: all that ``torch.device`` takes, but ``"meta"``.
+        device: where tensors go: all that ``torch.device`` takes, but ``"meta"``. To a GPU they are copied
+            encoded, and decoded there (:mod:`pyendor.torch_cuda`).
         backend: ``"mmap"`` takes slices of a map of the file, ``"pread"`` reads what they need.
         verify: check each tensor's digest when it is read whole.
     """
@@ -186,7 +187,7 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
 
     def get_tensor(self, name: str) -> Tensor:
         """One tensor, decoded into new memory."""
-        return read(self._file, name, verify=self._verify).to(self._device)
+        return read(self._file, name, self._device, verify=self._verify)
 
     def get_tensors(self) -> dict[str, Tensor]:
         """All tensors, decoded into new memory, in the order of their data."""
@@ -226,7 +227,7 @@ def iter_weights(
         pool = stack.enter_context(ThreadPoolExecutor(1, "pyendor-prefetch"))
 
         def fetch(one: file.File, name: str) -> tuple[str, Tensor]:
-            return name, read(one, name, verify=verify).to(where)
+            return name, read(one, name, where, verify=verify)
 
         waiting: deque[Future[tuple[str, Tensor]]] = deque()
         stack.callback(lambda: [future.cancel() for future in waiting])
@@ -241,11 +242,15 @@ def iter_weights(
             yield waiting.popleft().result()
 
 
-def read(opened: file.File, name: str, *, verify: bool = False) -> Tensor:
-    """One tensor of an open file, decoded into new memory on the CPU."""
+def read(opened: file.File, name: str, device: Device = "cpu", *, verify: bool = False) -> Tensor:
+    """One tensor of an open file, decoded into new memory of a device."""
     tensor = opened.tensor(name)
     dtype = torch_dtype(tensor)
-    return _view(opened.get_bytes(name, verify=verify), dtype, tensor.shape)
+    where = _device(device)
+    if torch_cuda.usable(where):
+        wanted = {name: (dtype, _shape(tensor.shape, dtype))}
+        return torch_cuda.load(opened, wanted, where, verify=verify)[name]
+    return _view(opened.get_bytes(name, verify=verify), dtype, tensor.shape).to(where)
 
 
 class TensorSlice(Sliceable):
@@ -324,6 +329,9 @@ def _tensors(
 ) -> dict[str, Tensor]:
     tensors = opened.layout.tensors
     wanted = {name: torch_dtype(tensor) for name, tensor in tensors.items()}
+    if device is not None and torch_cuda.usable(device):
+        shaped = {name: (dtype, _shape(tensors[name].shape, dtype)) for name, dtype in wanted.items()}
+        return torch_cuda.load(opened, shaped, device, verify=verify)
     data = opened.load(verify=verify)
     return {
         name: _view(data.pop(name), dtype, tensors[name].shape).to(device or "cpu")
