@@ -1,0 +1,60 @@
+"""What differs between processors: memory for compressed layers, how they get there, how they are decoded.
+
+The engine knows this interface and nothing below it; :mod:`pyendor.offload.cpu` is the simpler one to read.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from pyendor.offload.layers import Layer
+from pyendor.offload.plan import Tier
+
+
+class Device(Protocol):
+    """A processor that layers run on.
+
+    Attributes:
+        torch: what PyTorch calls it.
+        views: whether plain weights can be used as they lie in a slot.
+        streamed: tiers whose layers are fetched into slots.
+        moved: bytes that went from host memory to the memory of the device.
+        decoding: seconds that decoding took; None where nobody on the host waits for it.
+    """
+
+    torch: torch.device
+    views: bool
+    streamed: frozenset[Tier]
+    moved: int
+    decoding: float | None
+
+    def prepare(self, dense_nbytes: int, scratch_nbytes: int) -> None:
+        """Makes the dense memory that layers are decoded into, one after the other.
+
+        Raises:
+            UsageError: there is not so much.
+        """
+
+    def slot(self, nbytes: int) -> Any:
+        """Memory that a compressed layer of up to this size is fetched into."""
+
+    def hold(self, layer: Layer, tier: Tier) -> Any:
+        """A layer in its tier, where it stays: what ``fetch`` or ``decode`` take."""
+
+    def fetch(self, layer: Layer, held: Any, slot: Any) -> None:
+        """Brings a layer to a slot from where it is held, or, that being None, from disk: on a thread."""
+
+    def decode(self, layer: Layer, place: Any) -> tuple[list[torch.Tensor], bool]:
+        """The weights of a layer from a slot or from where it is held, until the next call.
+
+        Returns:
+            The weights in their order; and whether some of them lie in the slot, which is then still needed.
+        """
+
+    def check(self) -> None:
+        """Raises what went wrong with layers that have been decoded, if that is found out later."""
+
+    def close(self) -> None:
+        """Gives all memory back; nothing may be called after it."""
