@@ -11,6 +11,7 @@ from pyendor.layout import Bytes
 from pyendor.offload.disk import Disk, aligned
 from pyendor.offload.layers import Layer, Weight
 from pyendor.offload.plan import Tier
+from pyendor.offload.stored import Bundle
 
 
 class Cpu:
@@ -34,13 +35,13 @@ class Cpu:
         """As of :class:`~pyendor.offload.device.Device`."""
         return aligned(nbytes)
 
-    def hold(self, layer: Layer, tier: Tier) -> Bytes:
+    def hold(self, bundle: Bundle, tier: Tier) -> Bytes:
         """As of :class:`~pyendor.offload.device.Device`."""
-        return held(layer, aligned(layer.bundle.nbytes), self._disk)
+        return held(bundle, aligned(bundle.nbytes), self._disk)
 
-    def fetch(self, layer: Layer, held: Bytes | None, slot: Bytes) -> None:
+    def fetch(self, bundle: Bundle, held: Bytes | None, slot: Bytes) -> None:
         """As of :class:`~pyendor.offload.device.Device`."""
-        self._disk.read(layer.bundle.reads, slot)
+        self._disk.read(bundle.reads, slot)
 
     def decode(self, layer: Layer, place: Bytes) -> tuple[list[torch.Tensor], bool]:
         """As of :class:`~pyendor.offload.device.Device`."""
@@ -74,11 +75,11 @@ class Cpu:
         self._dense = self._scratch = aligned(0)
 
 
-def held(layer: Layer, memory: Bytes, disk: Disk) -> Bytes:
+def held(bundle: Bundle, memory: Bytes, disk: Disk) -> Bytes:
     """A layer's compressed bytes in host memory."""
-    layer.bundle.fill(memory)
-    if layer.bundle.reads:
-        disk.read(layer.bundle.reads, memory)
+    bundle.fill(memory)
+    if bundle.reads:
+        disk.read(bundle.reads, memory)
     return memory
 
 

@@ -11,6 +11,7 @@ import torch
 
 from pyendor.offload.layers import Layer
 from pyendor.offload.plan import Tier
+from pyendor.offload.stored import Bundle
 
 
 class Device(Protocol):
@@ -40,10 +41,10 @@ class Device(Protocol):
     def slot(self, nbytes: int) -> Any:
         """Memory that a compressed layer of up to this size is fetched into."""
 
-    def hold(self, layer: Layer, tier: Tier) -> Any:
+    def hold(self, bundle: Bundle, tier: Tier) -> Any:
         """A layer in its tier, where it stays: what ``fetch`` or ``decode`` take."""
 
-    def fetch(self, layer: Layer, held: Any, slot: Any) -> None:
+    def fetch(self, bundle: Bundle, held: Any, slot: Any) -> None:
         """Brings a layer to a slot from where it is held, or, that being None, from disk: on a thread."""
 
     def decode(self, layer: Layer, place: Any) -> tuple[list[torch.Tensor], bool]:

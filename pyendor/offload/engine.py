@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -56,17 +57,23 @@ class Engine:
         dense = max((layer.dense_nbytes for layer in whole), default=0)
         self.dense_nbytes = dense + max((layer.scratch_nbytes for layer in whole), default=0)
         device.prepare(dense, self.dense_nbytes - dense)
-        self._held = {layer: device.hold(layer, tiers[layer]) for layer in whole if tiers[layer] != "disk"}
+        # By number: a layer holds its module, which holds the hooks, and so this; the thread must not.
+        self._numbers = {layer: number for number, layer in enumerate(layers)}
+        self._held = {
+            self._numbers[layer]: device.hold(layer.bundle, tiers[layer])
+            for layer in whole
+            if tiers[layer] != "disk"
+        }
         self._rows = {layer: self._open_rows(layer) for layer in layers if layer.by_rows}
-        for layer in self._held:
-            for tensor in layer.bundle.tensors:
+        for number in self._held:
+            for tensor in layers[number].bundle.tensors:
                 tensor.memory.clear()  # its bytes are in the bundle now
-        held, fetch = self._held, device.fetch
+        held, fetch, bundles = self._held, device.fetch, [layer.bundle for layer in layers]
         slots = [device.slot(self.slot_nbytes) for _ in range(prefetch + 1)] if streamed else []
-        self._ring: Ring[Layer, Any] | None = None
+        self._ring: Ring[int, Any] | None = None
         if slots:
-            # The thread must not keep the engine alive.
-            self._ring = Ring(lambda layer, slot: fetch(layer, held.get(layer), slot), slots, streamed)
+            order = [self._numbers[layer] for layer in streamed]
+            self._ring = Ring(lambda key, slot: fetch(bundles[key], held.get(key), slot), slots, order)
         # Also when the model is just forgotten, and at the end of the program.
         self._shut = weakref.finalize(self, _shut, self._ring, device, disk, held)
 
@@ -102,10 +109,12 @@ class Engine:
         )
 
     def _before(self, layer: Layer) -> Callable[..., None]:
+        number = self._numbers[layer]
+
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             self._claim(layer)
             ring = self._ring if self.tiers[layer] in self.device.streamed else None
-            place = self._held[layer] if ring is None else ring.take(layer)
+            place = self._held[number] if ring is None else ring.take(number)
             try:
                 weights, lies_there = self.device.decode(layer, place)
             except BaseException:
@@ -191,16 +200,17 @@ class Engine:
     def _open_rows(self, layer: Layer) -> Rows:
         (tensor,) = layer.bundle.tensors
         # The same matrix may be held as the head that it is tied to; but it has to be in reach of the host.
-        for other, held in self._held.items():
-            if tensor in other.bundle.tensors and isinstance(held, type(layout.allocate(0))):
-                return RowsInMemory(tensor, other.bundle.parts(other.bundle.tensors.index(tensor), held))
+        for number, held in self._held.items():
+            bundle = self.layers[number].bundle
+            if tensor in bundle.tensors and isinstance(held, np.ndarray):
+                return RowsInMemory(tensor, bundle.parts(bundle.tensors.index(tensor), held))
         if tensor.file is None:
             return RowsInMemory(tensor, dict(tensor.memory))
         file, disk = tensor.file, self.disk
         return Rows(tensor, lambda start, out: disk.read_small(file, start, out))
 
 
-def _shut(ring: Ring[Layer, Any] | None, device: Device, disk: Disk, held: dict[Layer, Any]) -> None:
+def _shut(ring: Ring[int, Any] | None, device: Device, disk: Disk, held: dict[int, Any]) -> None:
     if ring is not None:
         ring.close()
     device.close()

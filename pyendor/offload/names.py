@@ -1,8 +1,8 @@
 """Which tensors of a checkpoint make up which parameter of a model.
 
 Mostly that is a tensor of the same name. Transformers renames some, adds or drops the prefix of the base
-model, and since version 5 fuses the experts of a layer: a parameter is then filled with several tensors, each a
-contiguous piece of it. What transformers itself says of a model is used; what is not contiguous is refused.
+model, and since version 5 fuses the experts of a layer: a parameter is then filled with several tensors, each
+a contiguous piece of it. What transformers says of a model is used; what is not contiguous is refused.
 """
 
 from __future__ import annotations

@@ -111,7 +111,8 @@ class Ring(Generic[Key, Slot]):
         if self._last is not None:
             self._follows[self._last] = key
         self._last = key
-        if not self._jobs or self._jobs[0].key != key:
+        # What failed when it was only guessed is tried again now that it is wanted.
+        if not self._jobs or self._jobs[0].key != key or self._jobs[0].error is not None:
             self._jobs.clear()
             # Only where the thread is filling the last slot with what is not wanted, this has to wait.
             self._turn.wait_for(lambda: bool(self._idle()) or self._closed)

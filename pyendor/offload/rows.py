@@ -1,7 +1,7 @@
 """Rows of an embedding, read where they are stored: what a lookup needs, and no more.
 
-The index and the bases of an encoded matrix are kept; of the rest, the bytes of the blocks that the rows touch
-are read into memory of the size of the matrix, of which the system maps only what is touched.
+The index and the bases of an encoded matrix are kept; of the rest, the bytes of the blocks that the rows
+touch are read into memory of the size of the matrix, of which the system maps only what is touched.
 """
 
 from __future__ import annotations
