@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pyendor import choice, dtypes, parallel
+from pyendor import capi, choice, dtypes, parallel
 from pyendor.choice import Survey
 from pyendor.dtypes import DType
 from pyendor.errors import BackendUnavailableError, PartError, quote
@@ -34,28 +34,6 @@ _SHARE_OF_RUNS = 512
 _SHARE_OF_RUN = 2048
 # Outputs that the caches do not hold anyway. Storing past them is a third faster then, and slower below.
 _STREAM = 16 << 20
-# The parts of endor.h, in its order.
-_ROLES = ("values", "bitmap", "index", "bases", "patches")
-_POSITIONS = ("bitmap", "all")  # ENDOR_BITMAP, ENDOR_ALL
-_VALUES = ("raw", "split")  # ENDOR_RAW, ENDOR_SPLIT
-# What the statuses of endor.h that are called after a rule say, and in which part the fault lies.
-_FAULTS = {
-    "B-3": ("bitmap", "bitmap has a bit set past its last element"),
-    "B-4": ("index", "index does not begin with 0"),
-    "B-5": ("index", "index falls, or leaves the range that the metadata says"),
-    "B-6": ("index", "a block has not as many bits set as its index says"),
-    "B-7": ("index", "index does not end with what the metadata says"),
-    "B-8": ("index", "padding of the index is not 0"),
-    "B-9": ("values", "padding of values is not 0"),
-    "B-10": ("values", "a stored element is zero"),
-    "E-2": ("values", "values have a bit set past the last stored element"),
-    "E-3": ("bases", "a base is too high for its block"),
-    "E-4": ("bases", "padding of bases is not 0"),
-    "E-5": ("patches", "ranks of patches do not ascend, or leave their block"),
-    "E-6": ("patches", "exponent of a patch is none, or inside the window"),
-    "E-7": ("values", "an element with a patch has a code"),
-    "E-8": ("patches", "padding of patches is not 0"),
-}
 
 
 def available() -> bool:
@@ -96,19 +74,19 @@ def survey(dense: Bytes, dtype: DType) -> Survey:
 def _survey(dense: Bytes, dtype: DType, ranges: Sequence[tuple[int, int]]) -> list[Survey]:
     """Surveys of all that comes before the end of each range, the ranges being one behind the other."""
     target = _target()
-    encoding = _native.ffi.new("endor_encoding *", _fields(dtype))
+    encoding = _native.ffi.new("endor_encoding *", capi.encoding(dtype))
 
     def run(piece: Bytes) -> Any:
         result = _native.ffi.new("endor_survey_result *")
         _check(_native.lib.endor_survey(target, encoding, _buffer(piece), piece.size, result))
         return result
 
-    keys = [(positions, w) for positions in _POSITIONS for w in choice.widths(dtype.name)]
+    keys = [(positions, w) for positions in capi.POSITIONS for w in choice.widths(dtype.name)]
     total = Survey(0, 0, dict.fromkeys(keys, 0))
     totals = []
     for one in parallel.each(run, [_piece(dense, dtype.itemsize, *piece) for piece in ranges]):
         patches = {
-            (positions, w): total.patches[positions, w] + one.patches[_POSITIONS.index(positions)][w - 1]
+            (positions, w): total.patches[positions, w] + one.patches[capi.POSITIONS.index(positions)][w - 1]
             for positions, w in keys
         }
         total = Survey(total.nnz + one.nnz, max(total.mantissa, one.kept), patches)
@@ -266,36 +244,23 @@ def _raise(status: int, at: int) -> None:
     """The error that a status stands for, if it is one."""
     if status == _native.lib.ENDOR_OK:
         return
-    for rule, (part, found) in _FAULTS.items():
-        if status == getattr(_native.lib, f"ENDOR_{rule.replace('-', '')}"):
+    for rule, (part, found) in capi.FAULTS.items():
+        if status == getattr(_native.lib, capi.status_name(rule)):
             raise PartError(rule, found, part, at)
     _check(status)
 
 
-def _fields(dtype: DType, positions: int = 0, values: int = 0, kept: int = 0, w: int = 0) -> tuple[int, ...]:
-    """The members of an ``endor_encoding``."""
-    return dtype.itemsize, positions, values, dtype.exponent, dtype.mantissa, kept, w
-
-
 def _tensor(meta: TensorMeta) -> Any:
     """The ``endor_tensor`` of a tensor."""
-    fields = meta.split
-    encoding = _fields(
-        dtypes.BY_NAME[meta.dtype],
-        _POSITIONS.index(meta.positions),
-        _VALUES.index(meta.values),
-        *((fields.mantissa, fields.w) if fields is not None else ()),
-    )
-    counts = (meta.numel, meta.stored, fields.patches if fields is not None else 0)
-    return _native.ffi.new("endor_tensor *", (encoding, *counts))
+    return _native.ffi.new("endor_tensor *", capi.tensor(meta))
 
 
 class _Buffers:
     """A structure of pointers to parts; what they point to has to be kept as long as it is used."""
 
     def __init__(self, kind: str, parts: Mapping[str, Bytes]) -> None:
-        self._held = [_buffer(parts[role]) if role in parts else _native.ffi.NULL for role in _ROLES]
-        sizes = [parts[role].size if role in parts else 0 for role in _ROLES]
+        self._held = [_buffer(parts[role]) if role in parts else _native.ffi.NULL for role in capi.ROLES]
+        sizes = [parts[role].size if role in parts else 0 for role in capi.ROLES]
         members = itertools.chain.from_iterable(zip(self._held, sizes, strict=True))
         self.structure = _native.ffi.new(f"{kind} *", tuple(members))
 

@@ -1,6 +1,6 @@
 """Writes the C source of the extension module ``pyendor._native``: ``build.py OUTPUT``. CMake runs it.
 
-The declarations are those of ``native/include/endor.h`` itself, which the compiler checks them against.
+The declarations are those of ``native/include`` itself, which the compiler checks them against.
 """
 
 from __future__ import annotations
@@ -11,22 +11,27 @@ from pathlib import Path
 
 from cffi import FFI
 
-HEADER = Path(__file__).resolve().parent.parent / "include" / "endor.h"
+INCLUDE = Path(__file__).resolve().parent.parent / "include"
+# Each with how its declarations begin, and the constants of the preprocessor that are wanted.
+HEADERS = {
+    "endor.h": ("typedef enum endor_status", ["ENDOR_STREAM"]),
+    "endor_cuda.h": ("typedef struct endor_cuda ", ["ENDOR_CUDA_JOBS"]),
+}
 
 
-def declarations(header: str) -> str:
+def declarations(header: str, first: str, constants: list[str]) -> str:
     """What cffi reads: types and functions, without the preprocessor's share."""
-    types = header.index("typedef enum endor_status")
-    last = header.rindex(";")
-    text = re.sub(r"^#.*\n", "", header[types : last + 1], flags=re.MULTILINE)
-    return text.replace("ENDOR_API ", "") + "\n#define ENDOR_STREAM ..."
+    begin, end = header.index(first), header.rindex(";")
+    text = re.sub(r"^#.*\n", "", header[begin : end + 1], flags=re.MULTILINE)
+    return "\n".join([text.replace("ENDOR_API ", ""), *(f"#define {name} ..." for name in constants)])
 
 
 def main(output: str) -> None:
     """Writes the source."""
     ffi = FFI()
-    ffi.cdef(declarations(HEADER.read_text("utf-8")))
-    ffi.set_source("pyendor._native", '#include "endor.h"')
+    for name, (first, constants) in HEADERS.items():
+        ffi.cdef(declarations((INCLUDE / name).read_text("utf-8"), first, constants))
+    ffi.set_source("pyendor._native", "".join(f'#include "{name}"\n' for name in HEADERS))
     ffi.emit_c_code(output)
 
 

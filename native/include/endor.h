@@ -32,6 +32,7 @@ typedef enum endor_status {
     ENDOR_OK = 0,
     ENDOR_ARGUMENT = 1, /* a size, an item size, a range or a target that makes no sense: the caller's fault */
     ENDOR_TARGET = 2,   /* this machine or this build does not have the target */
+    ENDOR_DRIVER = 3,   /* the CUDA driver refuses (endor_cuda.h) */
     ENDOR_B3 = 103,     /* bitmap: it has a bit set past the last element */
     ENDOR_B4 = 104,     /* index: a row does not begin with 0 */
     ENDOR_B5 = 105,     /* index: a row falls, or leaves 0 .. its last entry */

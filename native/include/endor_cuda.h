@@ -1,0 +1,75 @@
+/* The Endor decoder for NVIDIA GPUs: parts in device memory to dense elements in device memory (spec 8, rules B and E).
+ *
+ * The kernels lie in the library; the driver's own library is opened at run time, so that one build serves machines with
+ * and without a GPU, and needs no CUDA toolkit. After endor_cuda_open nothing is allocated, nothing waits, and no state is kept:
+ * what is asked for goes onto the caller's stream, in the caller's context. All functions may be called by several threads.
+ *
+ * Whatever the bytes of the parts are, even if they change meanwhile, nothing is read or written outside of the buffers of a
+ * job. Buffers need no alignment; it is fast where parts and output begin at multiples of 16 bytes, as they do if each part is
+ * where a canonical file has it, behind a base that is a multiple of 64.
+ */
+#ifndef ENDOR_CUDA_H
+#define ENDOR_CUDA_H
+
+#include "endor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The driver, opened, and the kernels in it. */
+typedef struct endor_cuda endor_cuda;
+
+/* A range of blocks of one tensor to be decoded. Part and output pointers are device addresses, or host addresses that
+ * the device can use. */
+typedef struct endor_cuda_job {
+    endor_tensor tensor;
+    endor_parts parts;
+    uint64_t first, stop; /* blocks first .. stop - 1; 0 and endor_blocks(numel) for all */
+    void *out;            /* the elements of these blocks; NULL: they are only checked */
+    size_t out_size;      /* exactly what they need; 0 if out is NULL */
+    uint64_t *status;     /* a device address, a multiple of 8, of a word that tells faults; NULL: they are not told */
+} endor_cuda_job;
+
+/* So many tensors of one size of elements go into one launch. */
+#define ENDOR_CUDA_JOBS 32u
+
+/* Opens the driver's library: `driver`, or, if that is NULL, the system's. *opened is to be closed.
+ *
+ * ENDOR_TARGET: there is no driver, no device, or none of the kernels of this build runs on it; endor_cuda_close of NULL is
+ * allowed. Where a context is current the kernels are loaded into it. Into others they are at the first launch, which may
+ * then wait for the device and is not to be captured into a graph: call endor_cuda_load there. */
+ENDOR_API endor_status endor_cuda_open(const char *driver, endor_cuda **opened);
+
+/* Loads the kernels into the current context. */
+ENDOR_API endor_status endor_cuda_load(const endor_cuda *cuda, int *result);
+
+ENDOR_API void endor_cuda_close(endor_cuda *cuda);
+
+/* Bytes of the kernels in this build; 0 if it was built without nvcc. */
+ENDOR_API size_t endor_cuda_kernels_size(void);
+
+/* Launches all jobs on a stream (a CUstream or cudaStream_t; NULL is the default one) of the current context: one kernel for
+ * every ENDOR_CUDA_JOBS of those that have elements of one size. The jobs themselves are copied; what they point to has to
+ * stay until the stream has got there. May be captured into a graph.
+ *
+ * The rules are checked as endor_decode checks them. A fault is told in the job's status word, which has to be 0 before:
+ * endor_cuda_fault reads it. Several jobs may share a word; the fault of the lowest block then remains. What is in `out` after
+ * a fault is of no use; a job without a status word is for parts that were checked before.
+ *
+ * ENDOR_ARGUMENT: a job makes no sense, as for endor_decode, or a status word is not aligned; nothing was launched.
+ * ENDOR_DRIVER: the driver refused; *result is its CUresult, and some of the launches may have been made. */
+ENDOR_API endor_status endor_cuda_decode(
+    const endor_cuda *cuda, const endor_cuda_job *jobs, size_t count, void *stream, int *result);
+
+/* What a status word says: ENDOR_OK, or the rule that the reference decoder would find broken first; and the block that breaks
+ * it, or UINT64_MAX where it is not one block but what lies before the first or behind the last. */
+ENDOR_API endor_status endor_cuda_fault(uint64_t word, uint64_t *block);
+
+/* What the driver calls a result; never NULL. */
+ENDOR_API const char *endor_cuda_message(const endor_cuda *cuda, int result);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,242 @@
+/* The CUDA kernels, run lane by lane on this processor (cuda/simt), against the C decoder: the same elements, the same fault.
+ *
+ * `test_cuda DRIVER ROUNDS [FILE...]`: what it decodes is made from those files, inputs of the fuzzer, and then from random bytes;
+ * some tensors at a time, in buffers of exactly their size, of any alignment. Exits with 0, or says what differs and aborts.
+ */
+#include "../fuzz/parts.h"
+
+#include <endor_cuda.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#endif
+
+#define MOST_JOBS 40 /* more than go into one launch */
+
+static uint64_t state = 88172645463325252u;
+
+static uint64_t any(void) {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return state;
+}
+
+/* Memory that begins `offset` bytes behind a multiple of 16, and nothing of which may be touched but its bytes: where that
+ * is a multiple of 8 the sanitizer can tell also what lies before. */
+typedef struct memory {
+    uint8_t *whole, *at;
+    size_t size;
+} memory;
+
+static memory take_memory(size_t size, unsigned offset) {
+    memory m = {malloc(offset + size), NULL, size};
+    CHECK(m.whole != NULL && (uintptr_t)m.whole % 16 == 0);
+    m.at = m.whole + offset;
+    memset(m.at, 0xA5, size);
+    ASAN_POISON_MEMORY_REGION(m.whole, offset / 8 * 8);
+    return m;
+}
+
+static void give_back(memory m) {
+    ASAN_UNPOISON_MEMORY_REGION(m.whole, (size_t)(m.at - m.whole));
+    free(m.whole);
+}
+
+/* A request, and how the C decoder ends it. */
+typedef struct sample {
+    request asked;
+    memory parts[5], expected, out;
+    endor_status status;
+    uint64_t offset, word, checked;
+} sample;
+
+static unsigned any_offset(void) {
+    static const unsigned offsets[] = {0, 0, 0, 8, 24, 1, 2, 4, 7, 12};
+    return offsets[any() % LENGTH(offsets)];
+}
+
+static endor_parts parts_of(const sample *s) {
+    uint8_t *at[5];
+    for (int k = 0; k < 5; k++) at[k] = s->parts[k].at;
+    return as_parts(at, s->asked.sizes);
+}
+
+static sample take_sample(const uint8_t *data, size_t size) {
+    input in = {data, data + size};
+    sample s = {.asked = take_request(&in)};
+    unsigned offset = any_offset();
+    for (int k = 0; k < 5; k++) {
+        s.parts[k] = take_memory(s.asked.sizes[k], any() % 4 ? offset : any_offset());
+        memcpy(s.parts[k].at, part[k], s.asked.sizes[k]);
+    }
+    s.expected = take_memory(s.asked.out_size, 0);
+    s.out = take_memory(s.asked.out_size, any_offset());
+    endor_parts parts = parts_of(&s);
+    s.status = endor_decode(
+        ENDOR_SCALAR, &s.asked.tensor, &parts, s.asked.first, s.asked.stop, s.expected.at, s.asked.out_size, 0, &s.offset);
+    return s;
+}
+
+static endor_cuda_job job_of(sample *s) {
+    return (endor_cuda_job){
+        .tensor = s->asked.tensor,
+        .parts = parts_of(s),
+        .first = s->asked.first,
+        .stop = s->asked.stop,
+        .out = s->out.at,
+        .out_size = s->asked.out_size,
+        .status = &s->word,
+    };
+}
+
+static void check_sample(const sample *s) {
+    uint64_t block, same;
+    endor_status status = endor_cuda_fault(s->word, &block);
+    if (status != s->status) fprintf(stderr, "found %d, expected %d\n", (int)status, (int)s->status);
+    CHECK(status == s->status);
+    CHECK(endor_cuda_fault(s->checked, &same) == status && same == block);
+    if (status == ENDOR_OK) CHECK(memcmp(s->out.at, s->expected.at, s->asked.out_size) == 0);
+    /* Where the offset tells the block, it is this one. */
+    if (block != UINT64_MAX) CHECK(block < endor_blocks(s->asked.tensor.numel));
+    if (status == ENDOR_E3) CHECK(block == s->offset);
+    if (status == ENDOR_B6) CHECK(8 * (block + 1) == s->offset);
+}
+
+/* Samples in one call: decoded, and only checked. */
+static void check_samples(const endor_cuda *cuda, sample *samples, size_t count) {
+    static endor_cuda_job jobs[2 * MOST_JOBS];
+    int result;
+    for (size_t i = 0; i < count; i++) {
+        jobs[i] = jobs[count + i] = job_of(&samples[i]);
+        jobs[count + i].out = NULL;
+        jobs[count + i].out_size = 0;
+        jobs[count + i].status = &samples[i].checked;
+    }
+    CHECK(endor_cuda_decode(cuda, jobs, 2 * count, NULL, &result) == ENDOR_OK && result == 0);
+    for (size_t i = 0; i < count; i++) check_sample(&samples[i]);
+}
+
+static void forget(sample *s) {
+    for (int k = 0; k < 5; k++) give_back(s->parts[k]);
+    give_back(s->expected);
+    give_back(s->out);
+}
+
+/* Collects samples, and checks them together, however many fit. Those that make no sense are refused alone. */
+typedef struct batch {
+    const endor_cuda *cuda;
+    sample samples[MOST_JOBS];
+    size_t count, wanted;
+    unsigned long done, faults;
+} batch;
+
+static void finish(batch *b) {
+    check_samples(b->cuda, b->samples, b->count);
+    for (size_t i = 0; i < b->count; i++) forget(&b->samples[i]);
+    b->count = 0;
+    b->wanted = any() % 3 ? 1 + any() % 3 : MOST_JOBS;
+}
+
+static void add(batch *b, const uint8_t *data, size_t size) {
+    sample *s = &b->samples[b->count];
+    *s = take_sample(data, size);
+    b->done++;
+    b->faults += s->status != ENDOR_OK;
+    if (s->status == ENDOR_ARGUMENT) {
+        endor_cuda_job job = job_of(s);
+        int result;
+        CHECK(endor_cuda_decode(b->cuda, &job, 1, NULL, &result) == ENDOR_ARGUMENT && s->word == 0);
+        forget(s);
+        return;
+    }
+    if (++b->count >= b->wanted) finish(b);
+}
+
+static void check_arguments(const endor_cuda *cuda) {
+    uint8_t part[64] = {0}, out[1] = {1};
+    uint64_t word = 0, block;
+    int result;
+    endor_cuda_job job = {
+        .tensor = {.encoding = raw(1), .numel = 1},
+        .parts = {part, 0, part, 64, part, 64, NULL, 0, NULL, 0},
+        .stop = 1,
+        .out = out,
+        .out_size = 1,
+        .status = &word,
+    };
+    CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_OK && word == 0 && out[0] == 0);
+    CHECK(endor_cuda_decode(cuda, &job, 0, NULL, &result) == ENDOR_OK);
+    job.status = NULL; /* a fault is not told then */
+    part[63] = 1;
+    CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_OK && word == 0);
+    job.status = (uint64_t *)(void *)((uint8_t *)&word + 1);
+    CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_ARGUMENT);
+    job.status = &word;
+    job.out_size = 2;
+    CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_ARGUMENT);
+    job.out_size = 1;
+    job.parts.values_size = 64;
+    CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_ARGUMENT);
+    job.parts.values_size = 0;
+    CHECK(setenv("ENDOR_SIMT_FAIL", "cuLaunchKernel", 1) == 0);
+    CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_DRIVER && result == 719);
+    CHECK(strcmp(endor_cuda_message(cuda, result), "unspecified launch failure") == 0);
+    CHECK(endor_cuda_message(cuda, 12345)[0] != 0);
+    CHECK(unsetenv("ENDOR_SIMT_FAIL") == 0);
+    CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_OK);
+    CHECK(endor_cuda_fault(word, &block) == ENDOR_B3 && block == UINT64_MAX);
+}
+
+static void check_opening(const char *driver) {
+    static const char *const functions[] = {
+        "cuInit", "cuDeviceGetCount", "cuLibraryLoadData", "cuLibraryGetKernel", "cuKernelGetFunction"};
+    endor_cuda *cuda;
+    CHECK(endor_cuda_open("/nowhere/libcuda.so", &cuda) == ENDOR_TARGET && cuda == NULL);
+    CHECK(endor_cuda_open("libc.so.6", &cuda) == ENDOR_TARGET && cuda == NULL);
+    for (size_t i = 0; i < LENGTH(functions); i++) {
+        CHECK(setenv("ENDOR_SIMT_FAIL", functions[i], 1) == 0);
+        CHECK(endor_cuda_open(driver, &cuda) == ENDOR_TARGET && cuda == NULL);
+    }
+    CHECK(unsetenv("ENDOR_SIMT_FAIL") == 0);
+    endor_cuda_close(NULL);
+}
+
+/* Random bytes as an input that makes parts which are right, half of the time without a change, and a range that there is. */
+static void make_sense(uint8_t *data) {
+    uint8_t *choices = data + (data[0] % 2 ? 3 : 1);
+    *choices = (uint8_t)((*choices & 0x41) | 0x04 | (any() % 4 ? 0x10 : 0x20) | (any() % 8 ? 0 : 0x08));
+    if (any() % 2) choices[1 + 2 + 2 + 32] = 0;
+}
+
+int main(int count, char **arguments) {
+    static uint8_t data[1 << 16];
+    static batch b;
+    CHECK(count >= 3);
+    check_opening(arguments[1]);
+    endor_cuda *cuda;
+    CHECK(endor_cuda_open(arguments[1], &cuda) == ENDOR_OK);
+    check_arguments(cuda);
+    b.cuda = cuda;
+    b.wanted = 1;
+    for (int i = 3; i < count; i++) {
+        FILE *file = fopen(arguments[i], "rb");
+        CHECK(file != NULL);
+        size_t size = fread(data, 1, sizeof data, file);
+        fclose(file);
+        add(&b, data, size);
+    }
+    for (long round = strtol(arguments[2], NULL, 10); round > 0; round--) {
+        size_t size = 64 + any() % 512;
+        for (size_t i = 0; i < size; i++) data[i] = (uint8_t)(any() >> 32);
+        if (any() % 4) make_sense(data);
+        add(&b, data, size);
+    }
+    finish(&b);
+    endor_cuda_close(cuda);
+    printf("%lu tensors, %lu with a fault\n", b.done, b.faults);
+    return 0;
+}

@@ -1,0 +1,227 @@
+"""The CUDA decoder: device addresses and a stream in, dense elements in device memory out. No torch here.
+
+Everything is put onto the caller's stream, in the caller's current context: nothing is allocated and nothing waits. A
+tensor's parts and its output are addresses, as ``data_ptr()`` of torch or ``__cuda_array_interface__`` give
+them (:mod:`pyendor.dlpack` takes them from arrays); who hands them over keeps the memory until the stream has got there.
+
+    job = Job(meta, packed(meta, base), out=dense.data_ptr(), status=word.data_ptr())
+    launch = Launch([job, ...])  # the matrices of a layer: one kernel
+    launch(stream)               # as often as wanted, in a CUDA graph too
+    ...                          # later, when `word` has been copied to the host:
+    check(int(word))
+
+Whatever the bytes of the parts are, the kernels stay inside the buffers. The rules are checked on the way: what they find
+broken they put into a *status word*, 8 bytes of device memory that were 0 before.
+
+``PYENDOR_CUDA_DRIVER`` names another library than the system's ``libcuda``, such as the one that tests run the kernels on a
+CPU with.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pyendor import capi, dtypes, layout
+from pyendor.errors import BackendUnavailableError, FormatError
+from pyendor.layout import BLOCK, blocks
+from pyendor.metadata import TensorMeta
+
+try:
+    from pyendor import _native
+except ImportError:  # no compiler was at hand when the package was installed
+    _native = None  # type: ignore[assignment]
+
+DRIVER = "PYENDOR_CUDA_DRIVER"
+
+_NOWHERE = (1 << 64) - 1
+
+
+class Fault(NamedTuple):
+    """What a status word says.
+
+    Attributes:
+        rule: the ID of the rule that is broken; of several, that which the other codecs name too.
+        block: the block that breaks it; None where it is not one, but what lies before or behind all blocks.
+    """
+
+    rule: str
+    block: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A range of blocks of one tensor to be decoded, all of them if nothing else is said.
+
+    Attributes:
+        meta: of a supported encoding.
+        parts: the device address of each part, by role; each has the length that :func:`layout.part_specs` says.
+        out: where the elements go, ``(min(stop * 4096, numel) - first * 4096) * itemsize`` bytes; None to check only.
+        status: the address of a status word, a multiple of 8; None for parts that were checked before.
+        first, stop: the range; stop None stands for the last block's end.
+    """
+
+    meta: TensorMeta
+    parts: Mapping[str, int]
+    out: int | None
+    status: int | None = None
+    first: int = 0
+    stop: int | None = None
+
+
+class Launch:
+    """Jobs, ready to be launched: one kernel for every 32 that have elements of one size.
+
+    Raises:
+        BackendUnavailableError: there is no CUDA here (:func:`unavailable` says why).
+        ValueError: a job makes no sense.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._cuda = _require()
+        self._count = len(jobs)
+        self._jobs = _native.ffi.new("endor_cuda_job[]", [_members(job) for job in jobs])
+
+    def __call__(self, stream: int = 0, outs: Sequence[int] | None = None) -> None:
+        """Puts it onto a stream.
+
+        Args:
+            stream: a ``CUstream`` or ``cudaStream_t`` as a number, such as ``torch.cuda.Stream.cuda_stream``;
+                0 is the default stream.
+            outs: other outputs than those of the jobs, from now on. Not while another thread launches this.
+
+        Raises:
+            ValueError: a job makes no sense. Nothing was launched.
+            RuntimeError: the driver refused.
+        """
+        for i, out in enumerate(outs or ()):
+            self._jobs[i].out = _pointer(out)
+        lib, ffi = _native.lib, _native.ffi
+        result = ffi.new("int *")
+        status = lib.endor_cuda_decode(
+            self._cuda, self._jobs, self._count, ffi.cast("void *", stream), result
+        )
+        if status == lib.ENDOR_DRIVER:
+            text = ffi.string(lib.endor_cuda_message(self._cuda, result[0])).decode()
+            raise RuntimeError(f"CUDA: {text} (error {result[0]})")
+        if status != lib.ENDOR_OK:
+            raise ValueError("the CUDA decoder refuses its arguments: a range or an address makes no sense")
+
+
+def decode(jobs: Sequence[Job], stream: int = 0) -> None:
+    """Launches jobs once; see :class:`Launch`."""
+    Launch(jobs)(stream)
+
+
+def packed(meta: TensorMeta, base: int) -> dict[str, int]:
+    """The addresses of parts that lie one behind the other, in the order of B-2, from ``base`` on.
+
+    So they lie in a canonical file (W-3), and in device memory that they were copied to in one piece. Where ``base`` is
+    a multiple of 64, all of them are.
+    """
+    specs = layout.part_specs(meta)
+    starts = itertools.accumulate((spec.nbytes for spec in specs), initial=base)
+    return {spec.role: start for spec, start in zip(specs, starts, strict=False)}
+
+
+def packed_nbytes(meta: TensorMeta) -> int:
+    """The bytes of all parts of a tensor, a multiple of 64."""
+    return sum(spec.nbytes for spec in layout.part_specs(meta))
+
+
+def fault(word: int) -> Fault | None:
+    """What a status word, as a number of either sign, says; None if nothing is wrong."""
+    block = _native.ffi.new("uint64_t *")
+    status = _native.lib.endor_cuda_fault(word & _NOWHERE, block)
+    if status == _native.lib.ENDOR_OK:
+        return None
+    rule = next(rule for rule in capi.FAULTS if getattr(_native.lib, capi.status_name(rule)) == status)
+    return Fault(rule, None if block[0] == _NOWHERE else int(block[0]))
+
+
+def check(word: int, *, tensor: str | None = None, path: str | None = None) -> None:
+    """Raises what a status word says.
+
+    Raises:
+        FormatError: a rule is broken. The codecs of the CPU know the offset too.
+    """
+    found = fault(word)
+    if found is None:
+        return
+    where = "" if found.block is None else f" (block {found.block})"
+    raise FormatError(found.rule, capi.FAULTS[found.rule][1] + where, tensor=tensor, path=path)
+
+
+def available() -> bool:
+    """Whether there is a device, and kernels in this build that run on it."""
+    return unavailable() is None
+
+
+def unavailable() -> str | None:
+    """Why there is no CUDA decoder here; None if there is one."""
+    if _native is None:
+        return "pyendor was installed without its native codec, for which a C compiler is needed"
+    if _opened(os.environ.get(DRIVER)) is not None:
+        return None
+    if not kernels_nbytes():
+        return "pyendor was built without nvcc, and has no CUDA kernels"
+    return "there is no CUDA driver here, no device, or none that the kernels of this build run on"
+
+
+def kernels_nbytes() -> int:
+    """Bytes of the compiled kernels in this build; 0 if it was built without nvcc."""
+    return int(_native.lib.endor_cuda_kernels_size()) if _native is not None else 0
+
+
+def load() -> None:
+    """Loads the kernels into the current context, before the first launch there is captured into a graph.
+
+    Raises:
+        BackendUnavailableError: there is no CUDA here.
+        RuntimeError: the driver refused.
+    """
+    cuda, result = _require(), _native.ffi.new("int *")
+    if _native.lib.endor_cuda_load(cuda, result):
+        text = _native.ffi.string(_native.lib.endor_cuda_message(cuda, result[0])).decode()
+        raise RuntimeError(f"CUDA: {text} (error {result[0]})")
+
+
+@functools.cache
+def _opened(driver: str | None) -> Any:
+    """The decoder with this driver; None if there is none."""
+    opened = _native.ffi.new("endor_cuda **")
+    path = _native.ffi.NULL if driver is None else os.fsencode(driver)
+    return opened[0] if _native.lib.endor_cuda_open(path, opened) == _native.lib.ENDOR_OK else None
+
+
+def _require() -> Any:
+    why = unavailable()
+    if why is not None:
+        raise BackendUnavailableError(f"no CUDA decoder: {why}")
+    return _opened(os.environ.get(DRIVER))
+
+
+def _members(job: Job) -> tuple[Any, ...]:
+    """The members of an ``endor_cuda_job``."""
+    meta = job.meta
+    nbytes = {spec.role: spec.nbytes for spec in layout.part_specs(meta)}
+    parts = [(_pointer(job.parts.get(role)), nbytes.get(role, 0)) for role in capi.ROLES]
+    stop = blocks(meta.numel) if job.stop is None else job.stop
+    size = max(0, min(stop * BLOCK, meta.numel) - job.first * BLOCK) * dtypes.BY_NAME[meta.dtype].itemsize
+    return (
+        capi.tensor(meta),
+        tuple(itertools.chain.from_iterable(parts)),
+        job.first,
+        stop,
+        _pointer(job.out),
+        size if job.out else 0,
+        _native.ffi.cast("uint64_t *", job.status or 0),
+    )
+
+
+def _pointer(address: int | None) -> Any:
+    return _native.ffi.cast("void *", address or 0)
