@@ -51,8 +51,8 @@ def offload_model(
             Without it what is free, less a fifth.
         host_memory: the same of host memory, pinned if there is a GPU. 0 for none: all is read from disk.
         prefetch: layers that are fetched while one runs; 0 for none.
-        read: how files are read: ``direct`` past the page cache, ``cache``, or ``auto`` to find out what is
-            faster.
+        read: how files are read: ``direct`` past the page cache, ``cache`` through it, ``gds`` to the memory
+            of a GPU; ``auto`` finds out what there is and what is faster. :func:`summary` tells what is used.
         dtype: of a directory's model; without it what its config says.
 
     Returns:
@@ -79,10 +79,15 @@ def offload_model(
             for one in files:
                 stack.callback(one.close)
             pieces = load.of_files(model, files)
-        parts = layers.cut(model, pieces, views=where.type == "cpu")
-        engine = load.start(parts, where, gpu_memory, host_memory, prefetch, read)
+        chosen = load.open_device(where)
         try:
-            engine.kept_nbytes = load.keep(model, parts.kept, pieces, where)
+            parts = layers.cut(model, pieces, views=chosen.views)
+            engine = load.start(parts, chosen, gpu_memory, host_memory, prefetch, read)
+        except BaseException:
+            chosen.close()
+            raise
+        try:
+            engine.kept_nbytes = load.keep(model, parts.kept, pieces, chosen.torch)
             _empty(parts)
             engine.attach(model)
         except BaseException:
@@ -96,13 +101,14 @@ def offload_model(
 def summary(model: torch.nn.Module) -> Summary:
     """What lies where, and what a token will move; ``print`` it."""
     engine = _engine(model)
-    on_cpu = engine.device.torch.type == "cpu"
     whole = [layer for layer in engine.layers if not layer.by_rows]
     tiers = {}
     for tier in ("gpu", "host", "disk"):
         mine = [layer for layer in whole if engine.tiers[layer] == tier]
         tiers[tier] = Share(len(mine), sum(layer.bundle.stored for layer in mine), sum(map(_dense, mine)))
-    moving = [tiers["disk"]] if on_cpu else [tiers["host"], tiers["disk"]]
+    # A device that has host memory streamed to it has another memory; and disks may write to that themselves.
+    moving = [tiers[tier] for tier in ("host", "disk") if tier in engine.device.streamed]
+    copied = tiers["host"].stored + (tiers["disk"].stored if engine.disk.mode != "gds" else 0)
     return Summary(
         device=str(engine.device.torch),
         tiers=tiers,
@@ -110,7 +116,7 @@ def summary(model: torch.nn.Module) -> Summary:
         embeddings=sum(layer.bundle.stored for layer in engine.layers if layer.by_rows),
         buffers=engine.dense_nbytes + (engine.prefetch + 1) * engine.slot_nbytes,
         token_disk=tiers["disk"].stored,
-        token_link=0 if on_cpu else sum(share.stored for share in moving),
+        token_link=copied if "host" in engine.device.streamed else 0,
         token_dense=sum(share.dense for share in moving),
         prefetch=engine.prefetch,
         read=engine.disk.mode,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
@@ -17,30 +17,40 @@ from pyendor.offload.stored import Bundle
 class Cpu:
     """The processor that Python runs on; what a slot holds is an array of bytes."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self) -> None:
         self.torch = torch.device("cpu")
         self.views = True
         self.streamed: frozenset[Tier] = frozenset({"disk"})
         self.moved = 0
         self.decoding = 0.0
-        self._disk = disk
+        self._disk: Disk | None = None
         self._dense = aligned(0)
         self._scratch = aligned(0)
 
-    def prepare(self, dense_nbytes: int, scratch_nbytes: int) -> None:
+    def free_memory(self) -> int | None:
+        """As of :class:`~pyendor.offload.device.Device`."""
+        return None
+
+    def connect(self, disk: Disk, read: str) -> None:
+        """As of :class:`~pyendor.offload.device.Device`."""
+        self._disk = disk
+
+    def prepare(self, layers: Sequence[Layer], dense_nbytes: int, scratch_nbytes: int) -> None:
         """As of :class:`~pyendor.offload.device.Device`."""
         self._dense, self._scratch = aligned(dense_nbytes), aligned(scratch_nbytes)
 
-    def slot(self, nbytes: int) -> Bytes:
+    def slot(self, nbytes: int, from_disk: int) -> Bytes:
         """As of :class:`~pyendor.offload.device.Device`."""
         return aligned(nbytes)
 
     def hold(self, bundle: Bundle, tier: Tier) -> Bytes:
         """As of :class:`~pyendor.offload.device.Device`."""
-        return held(bundle, aligned(bundle.nbytes), self._disk)
+        assert self._disk is not None
+        return fill(bundle, aligned(bundle.nbytes), self._disk)
 
     def fetch(self, bundle: Bundle, held: Bytes | None, slot: Bytes) -> None:
         """As of :class:`~pyendor.offload.device.Device`."""
+        assert self._disk is not None
         self._disk.read(bundle.reads, slot)
 
     def decode(self, layer: Layer, place: Bytes) -> tuple[list[torch.Tensor], bool]:
@@ -64,7 +74,9 @@ class Cpu:
                 continue
             scratch = self._scratch[: tensor.dense_nbytes]
             tensor.decode(parts, scratch)
-            cast_piece(weight, view, start, scratch, tensor.dtype)
+            source = torch.from_numpy(scratch).view(tensor.torch_dtype)
+            first = start // weight.dtype.itemsize
+            view.view(-1)[first : first + source.numel()].copy_(source)
         return view
 
     def check(self) -> None:
@@ -75,19 +87,9 @@ class Cpu:
         self._dense = self._scratch = aligned(0)
 
 
-def held(bundle: Bundle, memory: Bytes, disk: Disk) -> Bytes:
-    """A layer's compressed bytes in host memory."""
+def fill(bundle: Bundle, memory: Bytes, disk: Disk) -> Bytes:
+    """Fills memory with a layer's compressed bytes, wherever they are."""
     bundle.fill(memory)
     if bundle.reads:
         disk.read(bundle.reads, memory)
     return memory
-
-
-def cast_piece(weight: Weight, view: torch.Tensor, start: int, scratch: Any, dtype: str) -> None:
-    """Copies a piece of another dtype to its place in a weight."""
-    from pyendor import dtypes
-
-    name = dtypes.BY_NAME[dtype].torch
-    source = torch.as_tensor(scratch).view(getattr(torch, str(name)))
-    first = start // weight.dtype.itemsize
-    view.view(-1)[first : first + source.numel()].copy_(source)

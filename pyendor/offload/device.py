@@ -5,10 +5,12 @@ The engine knows this interface and nothing below it; :mod:`pyendor.offload.cpu`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
+from pyendor.offload.disk import Disk
 from pyendor.offload.layers import Layer
 from pyendor.offload.plan import Tier
 from pyendor.offload.stored import Bundle
@@ -31,15 +33,21 @@ class Device(Protocol):
     moved: int
     decoding: float | None
 
-    def prepare(self, dense_nbytes: int, scratch_nbytes: int) -> None:
-        """Makes the dense memory that layers are decoded into, one after the other.
+    def free_memory(self) -> int | None:
+        """Bytes of the device's own memory that are free; None where it is the host's."""
+
+    def connect(self, disk: Disk, read: str) -> None:
+        """Says where layers are read from, and how (:data:`pyendor.offload.disk.MODES`)."""
+
+    def prepare(self, layers: Sequence[Layer], dense_nbytes: int, scratch_nbytes: int) -> None:
+        """Makes the dense memory that these layers are decoded into, one after the other.
 
         Raises:
             UsageError: there is not so much.
         """
 
-    def slot(self, nbytes: int) -> Any:
-        """Memory that a compressed layer of up to this size is fetched into."""
+    def slot(self, nbytes: int, from_disk: int) -> Any:
+        """Memory that a compressed layer of up to this size, or up to that from disk, is fetched into."""
 
     def hold(self, bundle: Bundle, tier: Tier) -> Any:
         """A layer in its tier, where it stays: what ``fetch`` or ``decode`` take."""

@@ -19,8 +19,8 @@ from pyendor.file import File
 from pyendor.layout import Bytes
 from pyendor.offload.stored import PAGE, Read
 
-Mode = Literal["direct", "cache"]
-MODES = ("auto", "direct", "cache")
+Mode = Literal["direct", "cache", "gds"]
+MODES = ("auto", "direct", "cache", "gds")
 
 # What one request asks for, and how many are on their way: disks are faster with several.
 _REQUEST = 4 << 20
@@ -47,10 +47,12 @@ class Disk:
     Args:
         files: their files.
         reads: all that will be read again and again.
-        mode: ``direct``, ``cache``, or ``auto`` to measure both where that is worth it.
+        mode: ``direct``, ``cache``, or ``auto`` to measure both where that is worth it; ``gds`` as ``auto``.
 
     Attributes:
-        mode: the way that is used: ``direct`` (``O_DIRECT``, past the page cache) or ``cache``.
+        reads: as given.
+        mode: the way that is used: ``direct`` (``O_DIRECT``, past the page cache) or ``cache``; ``gds`` where
+            somebody else reads, to the memory of a GPU.
         reason: why, in words.
         nbytes: bytes read so far.
     """
@@ -62,6 +64,7 @@ class Disk:
         self._close = weakref.finalize(self, _close_all, list(self._open.values()))
         self._pool = ThreadPoolExecutor(_REQUESTS, "pyendor-read")
         self._lock = threading.Lock()
+        self.reads = reads
         self.nbytes = 0
         self.mode: Mode = "cache"
         self.reason = "as was asked for"
@@ -86,8 +89,17 @@ class Disk:
         descriptors = self._descriptors(file)
         descriptors.fill(out, start, direct=False)
         descriptors.require_unchanged()
+        self.count(out.size)
+
+    def require_unchanged(self, reads: Sequence[Read]) -> None:
+        """Raises UsageError if somebody has written to one of the files since it was opened."""
+        for file in {id(read.file): read.file for read in reads}.values():
+            self._descriptors(file).require_unchanged()
+
+    def count(self, nbytes: int) -> None:
+        """Adds to what has been read."""
         with self._lock:
-            self.nbytes += out.size
+            self.nbytes += nbytes
 
     def close(self) -> None:
         """Closes the files, when all that is being read has been read; closing twice is fine."""
@@ -113,15 +125,13 @@ class Disk:
                     start = stop
             for future in futures:
                 future.result()
-            for read in reads:
-                self._descriptors(read.file).require_unchanged()
+            self.require_unchanged(reads)
         finally:
             # When this returns, nobody writes to the buffer any more.
             for future in futures:
                 if not future.cancel():
                     future.exception()
-        with self._lock:
-            self.nbytes += sum(read.stop - read.start for read in reads)
+        self.count(sum(read.stop - read.start for read in reads))
 
     def _choose(self, mode: str, reads: Sequence[Read]) -> None:
         if mode == "cache" or not reads:

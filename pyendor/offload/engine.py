@@ -56,7 +56,7 @@ class Engine:
         self.slot_nbytes = max((layer.bundle.nbytes for layer in streamed), default=0)
         dense = max((layer.dense_nbytes for layer in whole), default=0)
         self.dense_nbytes = dense + max((layer.scratch_nbytes for layer in whole), default=0)
-        device.prepare(dense, self.dense_nbytes - dense)
+        device.prepare(whole, dense, self.dense_nbytes - dense)
         # By number: a layer holds its module, which holds the hooks, and so this; the thread must not.
         self._numbers = {layer: number for number, layer in enumerate(layers)}
         self._held = {
@@ -69,7 +69,8 @@ class Engine:
             for tensor in layers[number].bundle.tensors:
                 tensor.memory.clear()  # its bytes are in the bundle now
         held, fetch, bundles = self._held, device.fetch, [layer.bundle for layer in layers]
-        slots = [device.slot(self.slot_nbytes) for _ in range(prefetch + 1)] if streamed else []
+        from_disk = max((layer.bundle.nbytes for layer in streamed if tiers[layer] == "disk"), default=0)
+        slots = [device.slot(self.slot_nbytes, from_disk) for _ in range(prefetch + 1)] if streamed else []
         self._ring: Ring[int, Any] | None = None
         if slots:
             order = [self._numbers[layer] for layer in streamed]
@@ -140,7 +141,7 @@ class Engine:
         """Of an embedding: the rows that are looked up become its weight, and their numbers the input."""
         (weight,) = layer.weights
         source = self._rows[layer]
-        dtype = layer.bundle.tensors[0].dtype
+        dtype = source.tensor.torch_dtype
 
         def hook(module: nn.Embedding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             self._claim(layer)
@@ -153,7 +154,7 @@ class Engine:
             before = self.disk.nbytes
             source.get(chosen, data)
             self.rows_nbytes += self.disk.nbytes - before
-            table = from_bytes(data, _torch_dtype(dtype), (len(chosen), weight.shape[1]))
+            table = from_bytes(data, dtype, (len(chosen), weight.shape[1]))
             padding = module.padding_idx
 
             def release() -> None:
@@ -221,10 +222,3 @@ def _shut(ring: Ring[int, Any] | None, device: Device, disk: Disk, held: dict[in
 def _assign(owners: Sequence[Owner], parameter: nn.Parameter) -> None:
     for module, name in owners:
         module._parameters[name] = parameter
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    from pyendor import dtypes
-
-    dtype: torch.dtype = getattr(torch, str(dtypes.BY_NAME[name].torch))
-    return dtype

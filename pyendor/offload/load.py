@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from pyendor import checkpoint, dtypes, file
+from pyendor import checkpoint, file
 from pyendor.choice import MIN_SAVING
 from pyendor.encoded import EncodedTensor
-from pyendor.errors import UsageError, quote
+from pyendor.errors import BackendUnavailableError, UsageError, quote
 from pyendor.file import File
 from pyendor.offload import names, plan
 from pyendor.offload.cpu import Cpu
@@ -89,48 +89,52 @@ def keep(
     return total
 
 
-def start(parts: Parts, where: torch.device, gpu: Amount, host: Amount, prefetch: int, read: str) -> Engine:
-    """The engine for these layers; if there is an error, nothing is left open.
+def open_device(where: torch.device) -> Device:
+    """A processor.
+
+    Raises:
+        BackendUnavailableError: there is none of that kind.
+    """
+    if where.type == "cpu":
+        return Cpu()
+    from pyendor import cuda
+    from pyendor.offload.gpu import Gpu
+    from pyendor.offload.streams import Cuda
+
+    why = cuda.unavailable()
+    if why is None and not torch.cuda.is_available():
+        why = "this build of PyTorch has no CUDA, or finds no device"
+    if why is not None:
+        raise BackendUnavailableError(f"no model runs on {where}: {why}")
+    return Gpu(Cuda(where))
+
+
+def start(parts: Parts, device: Device, gpu: Amount, host: Amount, prefetch: int, read: str) -> Engine:
+    """The engine for these layers. If there is an error the device remains the caller's, and no file is open.
 
     Raises:
         UsageError: there is not enough memory.
     """
     whole = [layer for layer in parts.layers if not layer.by_rows]
     slots = (prefetch + 1) * max((layer.bundle.nbytes for layer in whole), default=0)
-    dense = max((layer.dense_nbytes for layer in whole), default=0)
-    on_gpu = 0
-    if where.type == "cpu":
-        on_host = _budget(host, "host_memory", plan.free_host_memory(), slots + dense)
-    else:
-        from pyendor.offload.gpu import free_memory
-
-        on_gpu = _budget(gpu, "gpu_memory", free_memory(where), slots + dense)
-        on_host = _budget(host, "host_memory", plan.free_host_memory(), slots)
+    dense = max((layer.dense_nbytes + layer.scratch_nbytes for layer in whole), default=0)
+    free = device.free_memory()
+    on_gpu = 0 if free is None else _budget(gpu, "gpu_memory", free, slots + dense)
+    buffers = slots + dense if free is None else slots
+    on_host = _budget(host, "host_memory", plan.free_host_memory(), buffers)
     tiers = plan.place(parts.layers, on_gpu, on_host)
     from_disk = [layer for layer in whole if tiers[layer] == "disk"]
     tensors = [tensor for layer in parts.layers for tensor in layer.bundle.tensors]
     files = {tensor.file for tensor in tensors if tensor.file is not None}
     disk = Disk(files, [one for layer in from_disk for one in layer.bundle.reads], read)
     try:
-        device = _device(where, disk)
-        try:
-            engine = Engine(parts.layers, tiers, device, disk, prefetch)
-        except BaseException:
-            device.close()
-            raise
+        device.connect(disk, read)
+        engine = Engine(parts.layers, tiers, device, disk, prefetch)
     except BaseException:
         disk.close()
         raise
     disk.nbytes = device.moved = 0
     return engine
-
-
-def _device(where: torch.device, disk: Disk) -> Device:
-    if where.type == "cpu":
-        return Cpu(disk)
-    from pyendor.offload.gpu import Gpu
-
-    return Gpu(where, disk)
 
 
 def _budget(amount: Amount, what: str, free: int | None, buffers: int) -> int:
@@ -162,5 +166,4 @@ def _encode(name: str, value: torch.Tensor) -> Stored:
 
 
 def _load(tensor: Stored) -> torch.Tensor:
-    dtype = getattr(torch, str(dtypes.BY_NAME[tensor.dtype].torch))
-    return from_bytes(tensor.load(), dtype, tensor.shape).view(-1)
+    return from_bytes(tensor.load(), tensor.torch_dtype, tensor.shape).view(-1)

@@ -11,8 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyendor import layout
+import torch
+
+from pyendor import dtypes, layout
 from pyendor.encoded import EncodedTensor
+from pyendor.errors import UnsupportedError, quote
 from pyendor.file import File
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
@@ -75,6 +78,18 @@ class Stored:
     def dense_nbytes(self) -> int:
         """Decoded size."""
         return layout.dense_nbytes(self.dtype, self.shape)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """What PyTorch calls the dtype.
+
+        Raises:
+            UnsupportedError: it does not have it.
+        """
+        found = getattr(torch, dtypes.BY_NAME[self.dtype].torch or "", None)
+        if not isinstance(found, torch.dtype):
+            raise UnsupportedError(f"tensor {quote(self.name)}: PyTorch has no counterpart of {self.dtype}")
+        return found
 
     def encoded(self, parts: Mapping[str, Bytes]) -> EncodedTensor:
         """The tensor with these parts, which have been read."""

@@ -64,9 +64,9 @@ class Summary:
         buffers: memory for the layers that are fetched and for the one that runs.
         token_disk: what a token reads from disk, rows of embeddings not counted.
         token_link: what a token copies from host memory to the device.
-        token_dense: what would cross the slowest link if the weights were dense, and lay where they do.
+        token_dense: what would be moved if the weights were dense, and lay where they do.
         prefetch: layers that are fetched while one runs.
-        read: how files are read, ``direct`` or ``cache``.
+        read: how files are read: ``direct``, ``cache`` or ``gds``.
         reason: why.
     """
 
@@ -99,13 +99,13 @@ class Summary:
         moves += [f"{size(self.token_link)} to {self.device}"] if self.token_link else []
         text = ", ".join(moves) or "nothing"
         if moves:
-            most = max(self.token_disk, self.token_link)
-            text += (
-                f"; dense it would be {size(self.token_dense)}, {self.token_dense / most:.2f} times as much"
-            )
+            tiers = ("host", "disk") if self.token_link else ("disk",)
+            times = self.token_dense / sum(self.tiers[tier].stored for tier in tiers)
+            text += f"; dense it would be {times:.2f} times as much"
         lines.append(f"a token moves  {text}")
         if self.token_disk:
-            way = "past the page cache" if self.read == "direct" else "through the page cache"
+            ways = {"direct": "past the page cache", "cache": "through the page cache"}
+            way = ways.get(self.read, "by GPUDirect Storage")
             lines.append(f"disk is read   {way} ({self.reason})")
         return "\n".join(lines)
 
