@@ -5,8 +5,12 @@
 #   make check    style and types
 #   make native   the C library alone, its tests under the sanitizers, and the example program on it
 #   make arm      the same for 64-bit ARM, tested in an emulator
+#   make cuda     the CUDA kernels on the CPU: planted faults that the tests must find; a wheel that has the kernels, by an
+#                 nvcc from PyPI
+#   make gpu      on a machine with a GPU, in under ten minutes: tests, sanitizers, benchmarks; PYTHON is one with torch.
+#                 `make wheels` on a machine with a network fills build/wheels with what it needs
 #   make fuzz     the C library under libFuzzer, SECONDS=60 for each of two harnesses, and whether that bites
-#                 .ci/packages installs on Debian what these three need
+#                 .ci/packages installs on Debian what native, arm and fuzz need
 #   make bench    the codec beside memcpy and beside other formats, into build/bench.json
 #   make conformance    all implementations that are here against the corpus, and how hard it bites;
 #                       HELD=--all: those that `make native arm` builds have to be here
@@ -18,7 +22,7 @@ BIN := $(VENV)/bin
 DEMO := .demo
 BUILD := build
 
-.PHONY: demo test check native arm fuzz bench conformance clean
+.PHONY: demo test check native arm cuda wheel wheels gpu fuzz bench conformance clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -64,6 +68,28 @@ arm:
 	  cmake -S examples/c -B $(BUILD)/arm/c $(ARM) -DENDOR_SOURCE='$(CURDIR)' -DENDOR_STATIC=ON
 	cmake --build $(BUILD)/arm/c
 
+cuda: wheel
+	$(PYTHON) native/cuda/bite.py
+	$(PYTHON) native/cuda/in_wheel.py $(BUILD)/wheel/pyendor-*.whl
+
+wheel:
+	rm -rf $(BUILD)/wheel
+	PYENDOR_NVCC=1 $(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(BUILD)/wheel .
+
+# What a machine with torch, and without a network, may lack; for its Python and not for this one.
+GPU_PYTHON ?= 3.12
+wheels: wheel
+	rm -rf $(BUILD)/wheels
+	mkdir -p $(BUILD)/wheels
+	cp $(BUILD)/wheel/pyendor-*.whl $(BUILD)/wheels
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest $(BUILD)/wheels --python-version $(GPU_PYTHON) \
+	  --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
+	  --platform manylinux2014_x86_64 \
+	  cffi pycparser xxhash ml_dtypes typer rich hypothesis sortedcontainers safetensors pytest iniconfig pluggy packaging pygments
+
+gpu:
+	PYTHON='$(PYTHON)' benchmarks/gpu.sh
+
 SECONDS ?= 60
 fuzz:
 	$(PYTHON) native/fuzz/fuzz.py coverage
@@ -73,7 +99,7 @@ fuzz:
 clean:
 	rm -rf $(VENV) $(DEMO) $(BUILD)
 
-$(VENV)/base.stamp: pyproject.toml CMakeLists.txt $(wildcard native/*/*.[ch] native/bind/*.py)
+$(VENV)/base.stamp: pyproject.toml CMakeLists.txt $(wildcard native/*/*.[ch] native/cuda/*.cu* native/bind/*.py)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Endor needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cuda_table
 import pyperf
 
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
 FRONT = HERE.parent / "README.md"
+CUDA = HERE.parent / "docs" / "cuda.md"
+CUDA_MARKS = re.compile(r"(<!-- cuda:begin -->\n).*?(<!-- cuda:end -->)", re.DOTALL)
 SIZES = HERE / "results" / "sizes.json"
 SIZES_MARKS = re.compile(r"(<!-- sizes:begin -->\n).*?(<!-- sizes:end -->)", re.DOTALL)
 MARKS = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
@@ -329,6 +332,11 @@ def front() -> str:
     return SIZES_MARKS.sub(lambda mark: mark[1] + sizes_table(("BF16",)) + mark[2], text)
 
 
+def cuda() -> str:
+    """docs/cuda.md with what was measured on GPUs; ``cuda.py`` writes results/cuda/*.json."""
+    return CUDA_MARKS.sub(lambda mark: mark[1] + cuda_table.tables() + mark[2], CUDA.read_text("utf-8"))
+
+
 def readme() -> str:
     """README.md with the tables of all results."""
     found = [Results(path) for path in sorted((HERE / "results").glob("*.json")) if path != SIZES]
@@ -344,6 +352,7 @@ def main() -> None:
         plot(Results(HERE / "results" / f"{sys.argv[2]}.json"))
     README.write_text(readme(), "utf-8")
     FRONT.write_text(front(), "utf-8")
+    CUDA.write_text(cuda(), "utf-8")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ LEVELS = {
 
 
 CODEC = "conformance/adapters/pyendor_codec.py"
+CUDA = ("conformance/adapters/cuda_kernels.py", "build/libendor_simt.so")
 ARM = ("qemu-aarch64", "build/arm/c/endor_read")
 
 
@@ -82,6 +83,7 @@ IMPLEMENTATIONS = (
     Implementation("`pyendor`, native codec, scalar", (CODEC,), target="scalar"),
     Implementation("`pyendor`, native codec, AVX2", (CODEC,), target="avx2"),
     Implementation("`pyendor`, native codec, AVX-512", (CODEC,), target="avx512"),
+    Implementation("the CUDA kernels, lane by lane on a CPU", CUDA),
     Implementation("the `endor` command", ("conformance/adapters/endor_command.py",)),
     Implementation("`examples/c`, a C program on libendor", ("build/c/endor_read",)),
     Implementation("`examples/c` on 64-bit ARM, NEON", ARM),

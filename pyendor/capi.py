@@ -1,4 +1,4 @@
-"""What the codecs that are C share: the structures of ``native/include/endor.h``, filled, and what its statuses mean."""
+"""What the codecs that are C share: the structures of ``endor.h``, filled, and what its statuses mean."""
 
 from __future__ import annotations
 

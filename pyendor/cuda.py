@@ -1,8 +1,9 @@
 """The CUDA decoder: device addresses and a stream in, dense elements in device memory out. No torch here.
 
-Everything is put onto the caller's stream, in the caller's current context: nothing is allocated and nothing waits. A
-tensor's parts and its output are addresses, as ``data_ptr()`` of torch or ``__cuda_array_interface__`` give
-them (:mod:`pyendor.dlpack` takes them from arrays); who hands them over keeps the memory until the stream has got there.
+Everything is put onto the caller's stream, in the caller's current context: nothing is allocated and
+nothing waits. A tensor's parts and its output are addresses, as ``data_ptr()`` of torch or
+``__cuda_array_interface__`` give them (:mod:`pyendor.dlpack` takes them from arrays); who hands them over
+keeps the memory until the stream has got there.
 
     job = Job(meta, packed(meta, base), out=dense.data_ptr(), status=word.data_ptr())
     launch = Launch([job, ...])  # the matrices of a layer: one kernel
@@ -10,11 +11,11 @@ them (:mod:`pyendor.dlpack` takes them from arrays); who hands them over keeps t
     ...                          # later, when `word` has been copied to the host:
     check(int(word))
 
-Whatever the bytes of the parts are, the kernels stay inside the buffers. The rules are checked on the way: what they find
-broken they put into a *status word*, 8 bytes of device memory that were 0 before.
+Whatever the bytes of the parts are, the kernels stay inside the buffers. The rules are checked on the way:
+what they find broken they put into a *status word*, 8 bytes of device memory that were 0 before.
 
-``PYENDOR_CUDA_DRIVER`` names another library than the system's ``libcuda``, such as the one that tests run the kernels on a
-CPU with.
+``PYENDOR_CUDA_DRIVER`` names another library than the system's ``libcuda``, such as the one that tests run
+the kernels on a CPU with.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ class Job:
 
     Attributes:
         meta: of a supported encoding.
-        parts: the device address of each part, by role; each has the length that :func:`layout.part_specs` says.
-        out: where the elements go, ``(min(stop * 4096, numel) - first * 4096) * itemsize`` bytes; None to check only.
+        parts: the device address of each part, by role; their lengths are those of :func:`layout.part_specs`.
+        out: where the elements go, ``(min(stop * 4096, numel) - first * 4096) * itemsize`` bytes; None to
+            check only.
         status: the address of a status word, a multiple of 8; None for parts that were checked before.
         first, stop: the range; stop None stands for the last block's end.
     """
@@ -120,8 +122,8 @@ def decode(jobs: Sequence[Job], stream: int = 0) -> None:
 def packed(meta: TensorMeta, base: int) -> dict[str, int]:
     """The addresses of parts that lie one behind the other, in the order of B-2, from ``base`` on.
 
-    So they lie in a canonical file (W-3), and in device memory that they were copied to in one piece. Where ``base`` is
-    a multiple of 64, all of them are.
+    So they lie in a canonical file (W-3), and in device memory that they were copied to in one piece. Where
+    ``base`` is a multiple of 64, all of them are.
     """
     specs = layout.part_specs(meta)
     starts = itertools.accumulate((spec.nbytes for spec in specs), initial=base)
@@ -134,11 +136,17 @@ def packed_nbytes(meta: TensorMeta) -> int:
 
 
 def fault(word: int) -> Fault | None:
-    """What a status word, as a number of either sign, says; None if nothing is wrong."""
+    """What a status word, as a number of either sign, says; None if nothing is wrong.
+
+    Raises:
+        RuntimeError: it is none. Something else has written there.
+    """
     block = _native.ffi.new("uint64_t *")
     status = _native.lib.endor_cuda_fault(word & _NOWHERE, block)
     if status == _native.lib.ENDOR_OK:
         return None
+    if status == _native.lib.ENDOR_ARGUMENT:
+        raise RuntimeError(f"{word & _NOWHERE:#x} is no status word of the CUDA decoder")
     rule = next(rule for rule in capi.FAULTS if getattr(_native.lib, capi.status_name(rule)) == status)
     return Fault(rule, None if block[0] == _NOWHERE else int(block[0]))
 

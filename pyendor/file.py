@@ -244,6 +244,16 @@ class File:
         part = tensor.parts["values"]
         return self._storage.read(part.start, part.stop, *scratch.take([part.nbytes]))
 
+    def read_into(self, start: int, out: Bytes) -> None:
+        """Fills ``out`` with the bytes of the file from ``start`` on.
+
+        Raises:
+            FormatError: the file has become shorter.
+        """
+        read = self._storage.read(start, start + out.size, out)
+        if read is not out:  # of a file that is in memory
+            out[:] = read
+
     def _read(self, part: Entry) -> Bytes:
         return self._storage.read(part.start, part.stop)
 

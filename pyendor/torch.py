@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import _find_shared_tensors, _remove_duplicate_names
 from torch import Tensor
 
-from pyendor import atomic, checkpoint, file, layout, writer
+from pyendor import atomic, checkpoint, file, layout, torch_cuda, writer
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes
@@ -165,7 +165,8 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
     Args:
         filename: an Endor or plain safetensors file.
         framework: ``"pt"``, ``"torch"`` or ``"pytorch"``.
-        device: where tensors go: all that ``torch.device`` takes, but ``"meta"``.
+        device: where tensors go: all that ``torch.device`` takes, but ``"meta"``. To a GPU they are copied
+            encoded, and decoded there (:mod:`pyendor.torch_cuda`).
         backend: of the safetensors package; there is no difference here.
         verify: check each tensor's digest when it is read whole.
     """
@@ -186,9 +187,7 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
 
     def get_tensor(self, name: str) -> Tensor:
         """One tensor, decoded into new memory."""
-        tensor = self._file.tensor(name)
-        dtype = _dtype(tensor)
-        return _view(self._file.get_bytes(name, verify=self._verify), dtype, tensor.shape).to(self._device)
+        return _tensor(self._file, name, self._device, verify=self._verify)
 
     def get_tensors(self) -> dict[str, Tensor]:
         """All tensors, decoded into new memory, in the order of their data."""
@@ -228,9 +227,7 @@ def iter_weights(
         pool = stack.enter_context(ThreadPoolExecutor(1, "pyendor-prefetch"))
 
         def read(one: file.File, name: str) -> tuple[str, Tensor]:
-            tensor = one.tensor(name)
-            dtype = _dtype(tensor)
-            return name, _view(one.get_bytes(name, verify=verify), dtype, tensor.shape).to(where)
+            return name, _tensor(one, name, where, verify=verify)
 
         waiting: deque[Future[tuple[str, Tensor]]] = deque()
         stack.callback(lambda: [future.cancel() for future in waiting])
@@ -300,11 +297,23 @@ def _view(data: Bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     return from_bytes(data, dtype, _shape(shape, dtype))
 
 
+def _tensor(opened: file.File, name: str, device: torch.device, *, verify: bool) -> Tensor:
+    tensor = opened.tensor(name)
+    dtype = _dtype(tensor)
+    if torch_cuda.usable(device):
+        wanted = {name: (dtype, _shape(tensor.shape, dtype))}
+        return torch_cuda.load(opened, wanted, device, verify=verify)[name]
+    return _view(opened.get_bytes(name, verify=verify), dtype, tensor.shape).to(device)
+
+
 def _tensors(
     opened: file.File, device: torch.device | None = None, *, verify: bool = False
 ) -> dict[str, Tensor]:
     tensors = opened.layout.tensors
     wanted = {name: _dtype(tensor) for name, tensor in tensors.items()}
+    if device is not None and torch_cuda.usable(device):
+        shaped = {name: (dtype, _shape(tensors[name].shape, dtype)) for name, dtype in wanted.items()}
+        return torch_cuda.load(opened, shaped, device, verify=verify)
     data = opened.load(verify=verify)
     return {
         name: _view(data.pop(name), dtype, tensors[name].shape).to(device or "cpu")

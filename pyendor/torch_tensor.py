@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from pyendor import dtypes, layout, metadata
+from pyendor import dtypes, layout, metadata, torch_cuda
 from pyendor.dtypes import DType
 from pyendor.encoded import EncodedTensor
-from pyendor.errors import UnsupportedError
+from pyendor.errors import FormatError, UnsupportedError
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
 
@@ -142,10 +142,8 @@ class EndorTensor(Tensor):
             raise ValueError(f"out is on {out.device}, not on {torch.device(device)}")
         if (out.shape, out.dtype) != (self.shape, self.dtype) or not out.is_contiguous():
             raise ValueError(f"out must be a contiguous {self.dtype} tensor of shape {list(self.shape)}")
-        if out.device.type == "cpu":
-            self.to_encoded().decode(to_bytes(out))
-            return out
-        return out.copy_(self.decode())
+        torch.ops.endor.decode_into(list(self.parts.values()), metadata.entry_text(self.meta), out)
+        return out
 
     def _require_own_memory(self) -> None:
         if (tuple(self.shape), self.dtype) != (self.meta.shape, _torch_dtype(self.meta)):
@@ -255,16 +253,51 @@ def _torch_dtype(meta: TensorMeta) -> torch.dtype:
     return dtype
 
 
-_SCHEMA = "(Tensor[] parts, str meta, int[] shape, ScalarType dtype) -> Tensor"
-
-
 def _decode(parts: Sequence[Tensor], meta: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    entry = metadata.parse_entry(meta)
-    roles = (spec.role for spec in layout.part_specs(entry))
-    data = {role: to_bytes(part) for role, part in zip(roles, parts, strict=True)}
+    entry, named = _parsed(parts, meta)
+    if torch_cuda.usable(parts[0].device):
+        out = torch.empty(tuple(shape), dtype=dtype, device=parts[0].device)
+        _decode_there(named, entry, out)
+        return out
+    data = {role: to_bytes(part) for role, part in named.items()}
     return from_bytes(EncodedTensor("", entry, data).decode(), dtype, shape).to(parts[0].device)
 
 
-torch.library.custom_op("endor::decode", _decode, mutates_args=(), schema=_SCHEMA).register_fake(
-    lambda parts, meta, shape, dtype: parts[0].new_empty(shape, dtype=dtype)
-)
+def _decode_into(parts: Sequence[Tensor], meta: str, out: Tensor) -> None:
+    entry, named = _parsed(parts, meta)
+    if torch_cuda.usable(parts[0].device) and out.device == parts[0].device:
+        _decode_there(named, entry, out)
+    elif out.device.type == "cpu":
+        EncodedTensor("", entry, {role: to_bytes(part) for role, part in named.items()}).decode(to_bytes(out))
+    else:
+        out.copy_(_decode(parts, meta, out.shape, out.dtype))
+
+
+def _decode_there(parts: Mapping[str, Tensor], meta: TensorMeta, out: Tensor) -> None:
+    """Decodes on the device. Where in a part a fault is, the codec of the CPU says."""
+    try:
+        torch_cuda.decode(parts, meta, out)
+    except FormatError:
+        EncodedTensor("", meta, {role: to_bytes(part) for role, part in parts.items()}).validate()
+        raise
+
+
+def _parsed(parts: Sequence[Tensor], meta: str) -> tuple[TensorMeta, dict[str, Tensor]]:
+    entry = metadata.parse_entry(meta)
+    roles = (spec.role for spec in layout.part_specs(entry))
+    return entry, dict(zip(roles, parts, strict=True))
+
+
+# Operators, so that torch.compile keeps them in a graph as they are.
+torch.library.custom_op(
+    "endor::decode",
+    _decode,
+    mutates_args=(),
+    schema="(Tensor[] parts, str meta, int[] shape, ScalarType dtype) -> Tensor",
+).register_fake(lambda parts, meta, shape, dtype: parts[0].new_empty(shape, dtype=dtype))
+torch.library.custom_op(
+    "endor::decode_into",
+    _decode_into,
+    mutates_args=("out",),
+    schema="(Tensor[] parts, str meta, Tensor(a!) out) -> ()",
+).register_fake(lambda parts, meta, out: None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import struct
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyendor import backends, choice, convert, dtypes, layout, prune, reference
+from pyendor import backends, choice, convert, cuda, dtypes, layout, prune, reference
 from pyendor.dtypes import DType
 from pyendor.metadata import TensorMeta
 from pyendor.numpy import save
@@ -129,3 +131,31 @@ def sharded(tmp_path: Path, rng: np.random.Generator) -> Path:
     (root / "tokenizer.json").write_text("{}")
     (root / "sub" / "model.safetensors").write_bytes(save({"x": np.zeros((64, 64))}))
     return root
+
+
+@pytest.fixture(scope="session")
+def simt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library in place of the CUDA driver's, that runs the kernels lane by lane on this processor."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    native, output = ROOT / "native", tmp_path_factory.mktemp("simt") / "libsimt.so"
+    sources = [native / "cuda" / "simt" / f"{name}.cpp" for name in ("simt", "kernels", "driver")]
+    options = [
+        "-std=c++17",
+        "-O2",
+        "-fPIC",
+        "-shared",
+        "-w",
+        f"-I{native / 'include'}",
+        f"-I{native / 'cuda'}",
+    ]
+    subprocess.run([compiler, *options, *map(str, sources), "-o", str(output)], check=True)
+    return output
+
+
+@pytest.fixture
+def driver(simt: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same for one test: device memory is the process's own, and a stream's number means nothing."""
+    monkeypatch.setenv(cuda.DRIVER, str(simt))
+    return simt

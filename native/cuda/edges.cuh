@@ -12,6 +12,7 @@ static __device__ __forceinline__ uint64_t roundup(uint64_t count, unsigned mult
 /* Whether this thread sees a byte that is not 0 among those from `low` to `high` of a part. */
 static __device__ bool dirty(const uint8_t *part, uint64_t low, uint64_t high) {
     bool found = false;
+#pragma unroll 1
     for (uint64_t at = low + threadIdx.x; at < high; at += ENDOR_CUDA_THREADS) found |= part[at] != 0;
     return found;
 }
@@ -29,6 +30,7 @@ static __device__ bool dirty_groups(const endor_cuda_entry &job) {
     unsigned some = static_cast<unsigned>(job.stored % 64), rows = (1u + job.kept) / 8;
     bool found = false;
     if (some > 0) {
+#pragma unroll 1
         for (unsigned at = threadIdx.x; at < job.group; at += ENDOR_CUDA_THREADS)
             found |= (job.values[last + at] & none_of(at, rows, some)) != 0;
         last += job.group;

@@ -152,6 +152,7 @@ endor_status endor_cuda_fault(uint64_t word, uint64_t *block) {
     /* As fault.cuh puts it together. What lies behind the last block has a place behind it too; it has no block. */
     uint64_t fault = ~word, place = fault >> 21;
     endor_status status = (endor_status)(fault & 0xFF);
+    if ((status < ENDOR_B3 || status > ENDOR_B10) && (status < ENDOR_E2 || status > ENDOR_E8)) return ENDOR_ARGUMENT;
     int inside = status == ENDOR_B5 || status == ENDOR_B6 || status == ENDOR_B10 || status == ENDOR_E3 ||
                  status == ENDOR_E5 || status == ENDOR_E6 || status == ENDOR_E7;
     if (place > 0 && inside) *block = place - 1;

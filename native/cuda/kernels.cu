@@ -127,6 +127,7 @@ static __device__ void decode_block(const endor_cuda_entry &job, uint64_t block)
     if (zero && job.has_bitmap) {
         /* There may be a stored element that is zero: looked for one by one. */
         bool found = false;
+#pragma unroll 1
         for (unsigned rank = threadIdx.x; rank < stored; rank += ENDOR_CUDA_THREADS)
             found |= element<SIZE>(elements, rank) == 0;
         if (found) tell(job, block + 1, BLOCK_ZERO, ENDOR_B10);
@@ -158,11 +159,19 @@ static __device__ __forceinline__ void decode(const endor_cuda_table &table) {
         decode_block<SIZE>(job, job.first + (number - 1));
 }
 
+/* CTAs that a multiprocessor is to hold, by registers: of small elements as many as 1536 threads are, which all devices since 8.0
+ * can hold; of larger ones shared memory holds fewer. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define HELD 8
+#else
+#define HELD 12
+#endif
+
 extern "C" {
-__global__ void __launch_bounds__(ENDOR_CUDA_THREADS) endor_decode_1(const __grid_constant__ endor_cuda_table table) {
+__global__ void __launch_bounds__(ENDOR_CUDA_THREADS, HELD) endor_decode_1(const __grid_constant__ endor_cuda_table table) {
     decode<1>(table);
 }
-__global__ void __launch_bounds__(ENDOR_CUDA_THREADS) endor_decode_2(const __grid_constant__ endor_cuda_table table) {
+__global__ void __launch_bounds__(ENDOR_CUDA_THREADS, HELD) endor_decode_2(const __grid_constant__ endor_cuda_table table) {
     decode<2>(table);
 }
 __global__ void __launch_bounds__(ENDOR_CUDA_THREADS) endor_decode_4(const __grid_constant__ endor_cuda_table table) {

@@ -13,6 +13,7 @@ template <typename Number>
 static __device__ __forceinline__ Number load(const uint8_t *from) {
     if (aligned(from, sizeof(Number))) return *reinterpret_cast<const Number *>(from);
     Number number = 0;
+#pragma unroll 1
     for (unsigned i = 0; i < sizeof(Number); i++) number |= static_cast<Number>(from[i]) << 8 * i;
     return number;
 }
@@ -53,12 +54,14 @@ static __device__ staged stage(uint4 *room, const uint8_t *part, uint64_t size, 
     unsigned skew = static_cast<unsigned>(reinterpret_cast<uintptr_t>(begin) % 16);
     staged done = {skew, false};
     if (skew % UNIT != 0) {
+#pragma unroll 1
         for (unsigned i = threadIdx.x; i < length; i += ENDOR_CUDA_THREADS) bytes[i] = begin[i];
         done.skew = 0;
         done.zero = true;
         return done;
     }
     unsigned chunks = length > 0 ? (skew + length + 15) / 16 : 0;
+#pragma unroll 1
     for (unsigned at = threadIdx.x; at < chunks; at += BATCH * ENDOR_CUDA_THREADS) {
         uint4 batch[BATCH];
 #pragma unroll
@@ -83,6 +86,7 @@ static __device__ staged stage(uint4 *room, const uint8_t *part, uint64_t size, 
             }
             /* At an end of a part that does not begin at a multiple of 16. */
             done.zero = true;
+#pragma unroll 1
             for (unsigned i = 16 * k < skew ? skew : 16 * k; i < 16 * k + 16 && i < skew + length; i++)
                 bytes[i] = begin[i - skew];
         }
@@ -96,9 +100,14 @@ static __device__ __forceinline__ void put(uint8_t *to, const uint32_t (&words)[
         *reinterpret_cast<uint4 *>(to) = make_uint4(words[0], words[1], words[2], words[3]);
         return;
     }
-#pragma unroll
-    for (unsigned i = 0; i < 16; i++)
-        if (i < there) to[i] = static_cast<uint8_t>(words[i / 4] >> i % 4 * 8);
+    /* Seldom: in a small loop, whose registers are named. */
+    uint32_t now = words[0], second = words[1], third = words[2], fourth = words[3];
+#pragma unroll 1
+    for (unsigned i = 0; i < 16 && i < there; i++) {
+        to[i] = static_cast<uint8_t>(now);
+        now >>= 8;
+        if (i % 4 == 3) now = second, second = third, third = fourth;
+    }
 }
 
 #endif

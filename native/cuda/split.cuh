@@ -105,6 +105,7 @@ static __device__ bool apply_patches(
     const endor_cuda_entry &job, uint64_t block, uint64_t first, unsigned count, unsigned stored, unsigned base,
     uint8_t *elements, bool *zero) {
     int broken = 0;
+#pragma unroll 1
     for (unsigned i = threadIdx.x; i < count && !broken; i += ENDOR_CUDA_THREADS) {
         unsigned least = i == 0 ? 0 : take_patch(job.patches, first + i - 1).rank + 1;
         unsigned rule = fault_of<SIZE>(job, take_patch(job.patches, first + i), least, stored, base, elements);
@@ -113,6 +114,7 @@ static __device__ bool apply_patches(
         broken = 1;
     }
     if (__syncthreads_or(broken)) return false;
+#pragma unroll 1
     for (unsigned i = threadIdx.x; i < count; i += ENDOR_CUDA_THREADS) {
         patch one = take_patch(job.patches, first + i);
         /* Looked at again: what was read before may have changed, and what is written to must lie in the block. */

@@ -63,7 +63,8 @@ ENDOR_API endor_status endor_cuda_decode(
     const endor_cuda *cuda, const endor_cuda_job *jobs, size_t count, void *stream, int *result);
 
 /* What a status word says: ENDOR_OK, or the rule that the reference decoder would find broken first; and the block that breaks
- * it, or UINT64_MAX where it is not one block but what lies before the first or behind the last. */
+ * it, or UINT64_MAX where it is not one block but what lies before the first or behind the last. ENDOR_ARGUMENT: no kernel has
+ * written this word. */
 ENDOR_API endor_status endor_cuda_fault(uint64_t word, uint64_t *block);
 
 /* What the driver calls a result; never NULL. */

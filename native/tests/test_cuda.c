@@ -189,6 +189,7 @@ static void check_arguments(const endor_cuda *cuda) {
     CHECK(unsetenv("ENDOR_SIMT_FAIL") == 0);
     CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_OK);
     CHECK(endor_cuda_fault(word, &block) == ENDOR_B3 && block == UINT64_MAX);
+    CHECK(endor_cuda_fault(1, &block) == ENDOR_ARGUMENT && endor_cuda_fault(UINT64_MAX, &block) == ENDOR_ARGUMENT);
 }
 
 static void check_opening(const char *driver) {

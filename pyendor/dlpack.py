@@ -1,0 +1,149 @@
+"""Arrays of whatever library, by DLPack, to addresses for the CUDA decoder: CuPy, JAX, Numba, torch.
+
+    word = cupy.zeros(1, cupy.uint64)
+    dlpack.decode(meta, cupy.asarray(parts), out, status=word)  # on CuPy's device, on its default stream
+    cuda.check(int(word[0]))
+
+Arrays are borrowed, never owned: nothing is copied, and who made them frees them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyendor import cuda, layout
+from pyendor.cuda import Job
+from pyendor.metadata import TensorMeta
+
+# kDLCUDA, kDLCUDAHost, kDLCUDAManaged: what kernels can read and write.
+DEVICES = frozenset({2, 3, 13})
+_LEGACY_STREAM = 1  # what the protocol calls CUDA's default stream
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """Memory of an array, which stays as long as this is kept.
+
+    Attributes:
+        address: of its first byte.
+        nbytes: how many bytes there are, one behind the other.
+        device: type and number, as ``__dlpack_device__`` says.
+        keep: what keeps it alive.
+    """
+
+    address: int
+    nbytes: int
+    device: tuple[int, int]
+    keep: Any
+
+
+def borrow(array: Any, stream: int = 0) -> Borrowed:
+    """The memory of an array that has ``__dlpack__``, to be used on a stream, 0 being CUDA's default one.
+
+    Raises:
+        ValueError: it is not contiguous, or not where kernels can reach it.
+    """
+    kind, number = (int(value) for value in array.__dlpack_device__())
+    if kind not in DEVICES:
+        raise ValueError(f"the array is on a device of DLPack's type {kind}, which no CUDA kernel can reach")
+    capsule = array.__dlpack__(stream=stream or _LEGACY_STREAM) if kind in {2, 13} else array.__dlpack__()
+    tensor = _Managed.from_address(_pointer(capsule, b"dltensor")).tensor
+    shape = tensor.shape[: tensor.ndim]
+    if tensor.strides and math.prod(shape) and not _contiguous(shape, tensor.strides[: tensor.ndim]):
+        raise ValueError("the array is not contiguous")
+    nbytes = math.prod(shape) * tensor.bits * tensor.lanes // 8
+    return Borrowed((tensor.data or 0) + tensor.byte_offset, nbytes, (kind, number), capsule)
+
+
+def decode(
+    meta: TensorMeta,
+    parts: Any,
+    out: Any,
+    *,
+    status: Any = None,
+    first: int = 0,
+    stop: int | None = None,
+    stream: int = 0,
+) -> None:
+    """Launches the decoding of one tensor.
+
+    Args:
+        meta: of a supported encoding.
+        parts: arrays by role, or one array of all parts one behind the other.
+        out: an array of exactly as many bytes as the elements have; None to check only.
+        status: an array of 8 bytes that are 0; None for parts that were checked before.
+        first, stop: a range of blocks, all of them if nothing else is said.
+        stream: a stream of CUDA as a number; 0 is the default one. The arrays are to be kept until it has got
+            there.
+
+    Raises:
+        ValueError: an array is too small, not contiguous, or not where kernels can reach it.
+        BackendUnavailableError: there is no CUDA here.
+    """
+    specs = {spec.role: spec.nbytes for spec in layout.part_specs(meta)}
+    if isinstance(parts, Mapping):
+        lent = {role: borrow(parts[role], stream) for role in specs}
+        addresses = {role: one.address for role, one in lent.items()}
+        fits = all(lent[role].nbytes == nbytes for role, nbytes in specs.items())
+    else:
+        lent = {"all": borrow(parts, stream)}
+        addresses = cuda.packed(meta, lent["all"].address)
+        fits = lent["all"].nbytes == sum(specs.values())
+    last = layout.blocks(meta.numel) if stop is None else stop
+    elements = max(0, min(last * layout.BLOCK, meta.numel) - first * layout.BLOCK)
+    size = elements * layout.dense_nbytes(meta.dtype, (1,))
+    to = borrow(out, stream) if out is not None else None
+    word = borrow(status, stream) if status is not None else None
+    if not fits or (to is not None and to.nbytes != size) or (word is not None and word.nbytes != 8):
+        raise ValueError("an array has not the size that the metadata says")
+    job = Job(
+        meta,
+        addresses,
+        None if to is None else to.address,
+        None if word is None else word.address,
+        first,
+        last,
+    )
+    cuda.decode([job], stream)
+
+
+class _Tensor(ctypes.Structure):
+    """``DLTensor`` of DLPack's C interface."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class _Managed(ctypes.Structure):
+    """``DLManagedTensor``, of which only the tensor is looked at."""
+
+    _fields_ = (("tensor", _Tensor),)
+
+
+_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer.restype = ctypes.c_void_p
+_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+
+
+def _contiguous(shape: list[int], strides: list[int]) -> bool:
+    """Whether elements lie one behind the other, row by row."""
+    expected = 1
+    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if length > 1 and stride != expected:
+            return False
+        expected *= length
+    return True

@@ -1,0 +1,200 @@
+"""The CUDA decoder for PyTorch: tensors in device memory, and files loaded straight into it.
+
+What crosses the link between host and device is encoded. Parts are read by several threads into a ring of
+pinned memory, copied while the next ones are read, and decoded behind the copy, on the current stream.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pyendor import cuda, file, layout, parallel
+from pyendor.cuda import Job, Launch
+from pyendor.layout import Bytes
+from pyendor.metadata import TensorMeta
+
+# The type of the devices that are decoded on. Tests make it "cpu", with a driver that works there.
+DEVICE = "cuda"
+
+SLOTS = 3
+SLOT = 32 << 20  # bytes of pinned memory in each
+PIECE = 4 << 20  # what one thread reads at a time
+
+# Launches for parts that have been decoded without a fault, by their first part. They are not checked again:
+# to hear of a fault the host has to wait for the device.
+_checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_lock = threading.Lock()
+
+
+def usable(device: torch.device) -> bool:
+    """Whether tensors on a device are decoded there."""
+    return device.type == DEVICE and cuda.available()
+
+
+def decode(parts: Mapping[str, Tensor], meta: TensorMeta, out: Tensor) -> None:
+    """Decodes parts into a contiguous tensor on the same device, on the current stream.
+
+    The first time it waits for the end, and raises what is wrong with the parts. After that they are taken to
+    be unchanged, and nothing is waited for, so that it can be captured into a CUDA graph.
+
+    Raises:
+        FormatError: the parts break a rule. What is in ``out`` then means nothing.
+        RuntimeError: a graph is being captured and the parts are not checked yet; or the driver refuses.
+    """
+    key = next(iter(parts.values()))
+    addresses = {role: part.data_ptr() for role, part in parts.items()}
+    with _on(out.device):
+        stream = _stream(out.device)
+        with _lock:
+            known = _checked.get(key)  # type: ignore[no-untyped-call]
+            if known is not None and known[0] == (meta, addresses):
+                known[1](stream, [out.data_ptr()])
+                return
+        if out.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a CUDA graph is captured of a tensor that is not checked yet: decode it once before"
+            )
+        word = torch.zeros(1, dtype=torch.int64, device=out.device)
+        cuda.decode([Job(meta, addresses, out.data_ptr(), word.data_ptr())], stream)
+        cuda.check(int(word))
+        with _lock:
+            _checked[key] = ((meta, addresses), Launch([Job(meta, addresses, out.data_ptr())]))
+
+
+def load(
+    opened: file.File,
+    tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    device: torch.device,
+    *,
+    verify: bool = False,
+) -> dict[str, Tensor]:
+    """Loads tensors of an open file into new memory of a device, decoded there.
+
+    Args:
+        opened: the file.
+        tensors: by name, dtype and shape of what PyTorch is to have.
+        device: one that :func:`usable` says yes to.
+        verify: check each tensor's digest.
+
+    Raises:
+        FormatError: the file breaks a rule.
+    """
+    with _on(device):
+        ring, stream = _Ring(device), _stream(device)
+        words = torch.zeros(max(1, len(tensors)), dtype=torch.int64, device=device)
+        dense = {}
+        for number, (name, (dtype, shape)) in enumerate(tensors.items()):
+            tensor = opened.tensor(name)
+            out = torch.empty(tuple(shape), dtype=dtype, device=device)
+            flat = out.reshape(-1).view(torch.uint8)
+            if tensor.meta is None:
+                ring.copy(_pieces(opened, tensor, verify), flat)
+            else:
+                encoded = torch.empty(tensor.stored_nbytes, dtype=torch.uint8, device=device)
+                ring.copy(_pieces(opened, tensor, verify), encoded)
+                addresses = cuda.packed(tensor.meta, encoded.data_ptr())
+                job = Job(tensor.meta, addresses, flat.data_ptr(), words[number:].data_ptr())
+                cuda.decode([job], stream)
+            dense[name] = out
+        for name, word in zip(dense, words.tolist(), strict=False):
+            if word:
+                # What comes first, and where in the file, the codec of the CPU says.
+                opened.get_encoded(name).validate()
+                cuda.check(word, tensor=name, path=opened.path)
+    return dense
+
+
+# Bytes of known number, and what puts a range of them into memory.
+_Source = tuple[int, Callable[[int, Bytes], object]]
+
+
+def _pieces(opened: file.File, tensor: layout.Tensor, verify: bool) -> Iterator[_Source]:
+    """The bytes of a tensor, part by part; parts that lie one behind the other in the file are one piece."""
+    if verify and tensor.meta is not None:
+        encoded = opened.get_encoded(tensor.name)
+        encoded.check_digest()
+        for part in encoded.parts.values():
+            yield part.size, functools.partial(_copy_from, part)
+        return
+    ranges = [[part.start, part.stop] for part in tensor.parts.values()]
+    joined = ranges[:1]
+    for start, stop in ranges[1:]:
+        if start == joined[-1][1]:
+            joined[-1][1] = stop
+        else:
+            joined.append([start, stop])
+    for start, stop in joined:
+        yield stop - start, functools.partial(_read_from, opened, start)
+
+
+def _copy_from(data: Bytes, at: int, out: Bytes) -> None:
+    out[:] = data[at : at + out.size]
+
+
+def _read_from(opened: file.File, start: int, at: int, out: Bytes) -> None:
+    opened.read_into(start + at, out)
+
+
+class _Ring:
+    """Pinned memory, filled by threads and copied from while what follows is being filled."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._real = device.type == "cuda"
+        self._slots: list[Tensor] = []
+        self._copied: list[Any] = []  # by slot: the event behind the last copy from it
+        self._slot, self._used = -1, SLOT
+
+    def copy(self, sources: Iterator[_Source], to: Tensor) -> None:
+        """Copies sources, one behind the other, to a flat tensor on the device, on the current stream."""
+        done = 0
+        for size, read in sources:
+            at = 0
+            while at < size:
+                memory = self._take(size - at)
+                self._fill(memory.numpy(), at, read)
+                to[done : done + memory.numel()].copy_(memory, non_blocking=True)
+                at += memory.numel()
+                done += memory.numel()
+
+    @staticmethod
+    def _fill(memory: Bytes, at: int, read: Callable[[int, Bytes], object]) -> None:
+        steps = range(0, memory.size, PIECE)
+        parallel.each(lambda step: read(at + step, memory[step : step + PIECE]), steps)
+
+    def _take(self, most: int) -> Tensor:
+        """Memory that nothing is being copied from: at least one byte of it."""
+        if self._used == SLOT:
+            self._turn()
+        memory = self._slots[self._slot][self._used : self._used + most]
+        self._used += memory.numel()
+        return memory
+
+    def _turn(self) -> None:
+        """Goes on to the next slot, and waits until what was copied from it has arrived."""
+        if self._real and self._slot >= 0:
+            self._copied[self._slot].record()
+        self._slot, self._used = (self._slot + 1) % SLOTS, 0
+        if len(self._slots) < SLOTS:
+            self._slots.append(torch.empty(SLOT, dtype=torch.uint8, pin_memory=self._real))
+            event: Any = torch.cuda.Event
+            self._copied.append(event() if self._real else None)
+        elif self._real:
+            self._copied[self._slot].synchronize()
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a device the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _stream(device: torch.device) -> int:
+    """The current stream, as a number."""
+    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
