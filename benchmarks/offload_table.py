@@ -35,7 +35,7 @@ STATES = {
     ("warm", "host"): "In memory: Accelerate has the dense model there, Endor the compressed one",
 }
 KEPT = {"disk_rate", "first", "loading", "model", "prefetch", "reading", "round", "state", "stored", "tier"}
-KEPT |= {"device", "error", "tokens", "what"}
+KEPT |= {"device", "error", "limited", "tokens", "what"}
 
 Run = dict[str, Any]
 

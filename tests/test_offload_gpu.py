@@ -263,7 +263,9 @@ def play(seed: int, folder: Path) -> bool:
         device.close()
         disk.close()
     assert not any(made.pins.values())
-    return not told and all(torch.equal(result, torch.from_numpy(tensors[f"{name}.weight"])) for name, result in results)
+    return not told and all(
+        torch.equal(result, torch.from_numpy(tensors[f"{name}.weight"])) for name, result in results
+    )
 
 
 class empty_modules:  # noqa: N801  used as a function
