@@ -1,4 +1,4 @@
-"""Offloading on a GPU: `make gpu` runs this; elsewhere it is skipped. How it is done is tested without one."""
+"""Offloading on a GPU: `make gpu` runs this; elsewhere it is skipped. What it does is tested without one."""
 
 from __future__ import annotations
 
@@ -65,5 +65,5 @@ def test_memory_is_given_back(tmp_path: Path) -> None:
 
 def test_too_little_memory(tmp_path: Path) -> None:
     case = make("llama", tmp_path)
-    with pytest.raises(UsageError, match="not to be had|fit|prefetch"):
+    with pytest.raises(UsageError, match=r"not to be had|prefetch"):
         offload_model(case.split, device="cuda", prefetch=10**8)
