@@ -44,7 +44,7 @@ class Streams:
 
     chance: random.Random
     eager: bool = False
-    torch: Any = field(default_factory=lambda: torch.device("cpu"))
+    where: Any = field(default_factory=lambda: torch.device("cpu"))
     room: int = 1 << 30
     pins: dict[int, int] = field(default_factory=dict)
     launches: int = 0

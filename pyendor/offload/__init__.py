@@ -87,7 +87,7 @@ def offload_model(
             chosen.close()
             raise
         try:
-            engine.kept_nbytes = load.keep(model, parts.kept, pieces, chosen.torch)
+            engine.kept_nbytes = load.keep(model, parts.kept, pieces, chosen.where)
             _empty(parts)
             engine.attach(model)
         except BaseException:
@@ -110,7 +110,7 @@ def summary(model: torch.nn.Module) -> Summary:
     moving = [tiers[tier] for tier in ("host", "disk") if tier in engine.device.streamed]
     copied = tiers["host"].stored + (tiers["disk"].stored if engine.disk.mode != "gds" else 0)
     return Summary(
-        device=str(engine.device.torch),
+        device=str(engine.device.where),
         tiers=tiers,
         kept=engine.kept_nbytes,
         embeddings=sum(layer.bundle.stored for layer in engine.layers if layer.by_rows),

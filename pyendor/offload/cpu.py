@@ -18,7 +18,7 @@ class Cpu:
     """The processor that Python runs on; what a slot holds is an array of bytes."""
 
     def __init__(self) -> None:
-        self.torch = torch.device("cpu")
+        self.where = torch.device("cpu")
         self.views = True
         self.streamed: frozenset[Tier] = frozenset({"disk"})
         self.moved = 0

@@ -20,18 +20,20 @@ class Device(Protocol):
     """A processor that layers run on.
 
     Attributes:
-        torch: what PyTorch calls it.
+        where: what PyTorch calls it.
         views: whether plain weights can be used as they lie in a slot.
         streamed: tiers whose layers are fetched into slots.
         moved: bytes that went from host memory to the memory of the device.
-        decoding: seconds that decoding took; None where nobody on the host waits for it.
     """
 
-    torch: torch.device
+    where: torch.device
     views: bool
     streamed: frozenset[Tier]
     moved: int
-    decoding: float | None
+
+    @property
+    def decoding(self) -> float | None:
+        """Seconds that decoding took; None where nobody on the host waits for it."""
 
     def free_memory(self) -> int | None:
         """Bytes of the device's own memory that are free; None where it is the host's."""

@@ -48,7 +48,8 @@ def build(root: Path, dtype: torch.dtype | None) -> torch.nn.Module:
         if kind is not None:
             model = kind._from_config(config, dtype=dtype)
         else:
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+            kind = transformers.AutoModelForCausalLM
+            model = kind.from_config(config, dtype=dtype)
     _keep_precision(model, dtype)
     if (root / "generation_config.json").is_file() and hasattr(model, "generation_config"):
         model.generation_config = transformers.GenerationConfig.from_pretrained(root)

@@ -164,7 +164,7 @@ class Engine:
             self._running = (layer, release, threading.get_ident())
             # It matters for gradients alone, and would have to be one of the rows.
             module.padding_idx = None
-            table = table.to(device=self.device.torch, dtype=weight.dtype)
+            table = table.to(device=self.device.where, dtype=weight.dtype)
             _assign(weight.owners, nn.Parameter(table, requires_grad=False))
             if args:
                 return (inverse, *args[1:]), kwargs

@@ -65,11 +65,11 @@ class Gpu:
     """
 
     def __init__(self, streams: Streams) -> None:
-        self.torch = streams.torch
+        self.where = streams.where
         self.views = False
         self.streamed: frozenset[Tier] = frozenset({"host", "disk"})
         self.moved = 0
-        self.decoding = None
+        self.decoding: float | None = None
         self._streams = streams
         self._disk: Disk | None = None
         self._gds: Gds | None = None
@@ -88,7 +88,7 @@ class Gpu:
     def connect(self, disk: Disk, read: str) -> None:
         """As of :class:`~pyendor.offload.device.Device`: straight to the device, if that can be had."""
         self._disk = disk
-        direct = open_gds(disk, self.torch) if read in {"auto", "gds"} else "another way was asked for"
+        direct = open_gds(disk, self.where) if read in {"auto", "gds"} else "another way was asked for"
         if isinstance(direct, str):
             disk.reason += f"; not to the GPU directly: {direct}"
         else:

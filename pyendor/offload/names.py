@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -138,6 +138,6 @@ def _tie(state: Mapping[str, torch.Tensor], pieces: dict[str, list[Piece]]) -> N
             pieces.update(dict.fromkeys(names, first))
 
 
-def _natural(name: str) -> Iterable[Any]:
+def _natural(name: str) -> list[Any]:
     """Names in the order of the numbers in them: expert 2 before expert 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]

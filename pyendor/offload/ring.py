@@ -122,8 +122,11 @@ class Ring(Generic[Key, Slot]):
         return self._jobs[0]
 
     def _idle(self) -> list[Slot]:
-        used = [job.slot for job in self._jobs]
-        used += [slot for slot in (self._running and self._running.slot, self._taken) if slot is not None]
+        used: list[Slot] = [job.slot for job in self._jobs]
+        if self._running is not None:
+            used.append(self._running.slot)
+        if self._taken is not None:
+            used.append(self._taken)
         return [slot for slot in self._slots if all(slot is not other for other in used)]
 
     def _guess(self) -> None:

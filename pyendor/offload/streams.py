@@ -18,7 +18,7 @@ from pyendor.offload.disk import aligned
 class Streams(Protocol):
     """A device with a stream that copies and one that computes; each does one thing after the other."""
 
-    torch: torch.device
+    where: torch.device
 
     def free_memory(self) -> int:
         """Bytes of the device's memory that are free."""
@@ -66,20 +66,20 @@ class Cuda:
     """A CUDA device; computing is done on the stream that is current for the caller."""
 
     def __init__(self, device: torch.device) -> None:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         index = device.index if device.index is not None else torch.cuda.current_device()
-        self.torch = torch.device("cuda", index)
-        self._copying = torch.cuda.Stream(self.torch)
+        self.where = torch.device("cuda", index)
+        self._copying = torch.cuda.Stream(self.where)  # type: ignore[no-untyped-call]
 
     def free_memory(self) -> int:
         """As of :class:`Streams`."""
-        free, _ = torch.cuda.mem_get_info(self.torch)
+        free, _ = torch.cuda.mem_get_info(self.where)
         return int(free)
 
     def memory(self, nbytes: int) -> torch.Tensor:
         """As of :class:`Streams`."""
         try:
-            return torch.empty(nbytes, dtype=torch.uint8, device=self.torch)
+            return torch.empty(nbytes, dtype=torch.uint8, device=self.where)
         except torch.cuda.OutOfMemoryError as error:
             free = self.free_memory()
             raise UsageError(
@@ -91,8 +91,8 @@ class Cuda:
         """As of :class:`Streams`. PyTorch's own pinned memory would be rounded up to a power of two."""
         memory = aligned(nbytes)
         if memory.size:
-            with torch.cuda.device(self.torch):
-                result = torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.size, 0)
+            with torch.cuda.device(self.where):
+                result = _runtime().cudaHostRegister(memory.ctypes.data, memory.size, 0)
             if int(result):
                 raise UsageError(
                     f"{nbytes / 1e9:.2f} GB of host memory cannot be pinned (CUDA error {int(result)}): a "
@@ -103,11 +103,11 @@ class Cuda:
     def unpin(self, memory: Bytes) -> None:
         """As of :class:`Streams`."""
         if memory.size:
-            torch.cuda.cudart().cudaHostUnregister(memory.ctypes.data)
+            _runtime().cudaHostUnregister(memory.ctypes.data)
 
     def event(self) -> Any:
         """As of :class:`Streams`."""
-        return torch.cuda.Event()
+        return torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def mark(self, event: Any, *, copying: bool) -> None:
         """As of :class:`Streams`."""
@@ -128,12 +128,16 @@ class Cuda:
 
     def launch(self, kernels: Callable[[int], object]) -> None:
         """As of :class:`Streams`."""
-        with torch.cuda.device(self.torch):
+        with torch.cuda.device(self.where):
             kernels(self._stream(False).cuda_stream)
 
     def finish(self) -> None:
         """As of :class:`Streams`."""
-        torch.cuda.synchronize(self.torch)
+        torch.cuda.synchronize(self.where)
 
     def _stream(self, copying: bool) -> torch.cuda.Stream:
-        return self._copying if copying else torch.cuda.current_stream(self.torch)
+        return self._copying if copying else torch.cuda.current_stream(self.where)
+
+
+def _runtime() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
