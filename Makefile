@@ -8,7 +8,8 @@
 #   make arm      the same for 64-bit ARM, tested in an emulator
 #   make cuda     the CUDA kernels on the CPU: planted faults that the tests must find; a wheel that has the kernels, by an
 #                 nvcc from PyPI
-#   make gpu      on a machine with a GPU, in under ten minutes: tests, sanitizers, benchmarks; PYTHON is one with torch.
+#   make gpu      on a machine with a GPU: tests, sanitizers, benchmarks; PYTHON is one with torch. In two halves of
+#                 under ten minutes each, gpu-codec and gpu-offload
 #                 `make wheels` on a machine with a network fills build/wheels with what it needs
 #   make fuzz     the C library under libFuzzer, SECONDS=60 for each of two harnesses, and whether that bites
 #                 .ci/packages installs on Debian what native, arm, fuzz and inspector need
@@ -25,7 +26,8 @@ BIN := $(VENV)/bin
 DEMO := .demo
 BUILD := build
 
-.PHONY: demo test oldest check native arm cuda wheel wheels gpu fuzz inspector bench conformance clean
+.PHONY: demo test oldest check native arm cuda wheel wheels gpu gpu-codec gpu-offload fuzz inspector bench \
+  conformance clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -95,10 +97,17 @@ wheels: wheel
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest $(BUILD)/wheels --python-version $(GPU_PYTHON) \
 	  --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
 	  --platform manylinux2014_x86_64 \
-	  cffi pycparser xxhash ml_dtypes typer rich hypothesis sortedcontainers safetensors pytest iniconfig pluggy packaging pygments
+	  cffi pycparser xxhash ml_dtypes typer rich hypothesis sortedcontainers safetensors pytest iniconfig pluggy packaging pygments \
+	  transformers accelerate huggingface_hub hf_xet tokenizers regex pyyaml tqdm psutil httpx httpcore h11 anyio idna certifi click \
+	  shellingham
 
-gpu:
+gpu: gpu-codec gpu-offload
+
+gpu-codec:
 	PYTHON='$(PYTHON)' benchmarks/gpu.sh
+
+gpu-offload:
+	PYTHON='$(PYTHON)' benchmarks/offload_gpu.sh
 
 SECONDS ?= 60
 fuzz:

@@ -36,6 +36,16 @@ ORDER: list[set[str]] = [
     {"hf.quantizer"},
     {"hf.models"},
     {"transformers"},
+    {"offload.stored", "offload.ring", "offload.empty", "offload.summary"},
+    {"offload.disk", "offload.names", "offload.rows"},
+    {"offload.layers"},
+    {"offload.plan"},
+    {"offload.device", "offload.streams", "offload.gds"},
+    {"offload.cpu"},
+    {"offload.gpu"},
+    {"offload.engine"},
+    {"offload.load"},
+    {"offload"},
     {"display"},
     {"cli"},
     {"__main__"},
@@ -59,7 +69,8 @@ def imported(module: str) -> set[str]:
             package, _, below = (node.module or "").partition(".")
             inside = {f"{below}.{alias.name}".removeprefix(".") for alias in node.names}
             if package == "pyendor":  # of what is imported from a module below, only modules count
-                found |= (inside & FILES.keys()) | {below} if below else inside
+                modules = inside & FILES.keys() if below else inside
+                found |= modules if modules == inside else modules | {below}
         elif isinstance(node, ast.Import):
             names = (alias.name.partition(".") for alias in node.names)
             found |= {below for package, _, below in names if package == "pyendor" and below}

@@ -53,6 +53,15 @@ def test_tables_of_the_benchmarks() -> None:
             assert set(json.loads(path.read_text())["metadata"]) <= table.KEPT
 
 
+def test_tables_of_offloading() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import offload_table
+    finally:
+        sys.path.pop(0)
+    assert offload_table.page() == offload_table.PAGE.read_text()
+
+
 @pytest.mark.parametrize("command", ["compress", "decompress", "inspect", "verify", "prune"])
 def test_commands_that_are_mentioned_exist(command: str) -> None:
     assert f"endor {command}" in README

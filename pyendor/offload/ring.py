@@ -1,0 +1,165 @@
+"""What will be needed next is fetched on a thread of its own, into slots that are used again.
+
+Knows neither files nor devices: ``fetch(key, slot)`` is given. What follows what is learnt from the calls:
+the first time it is the order that is given, later that of the last time. A wrong guess costs time only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Slot = TypeVar("Slot")
+
+
+@dataclass(eq=False)
+class _Job(Generic[Key, Slot]):
+    key: Key
+    slot: Slot
+    begun: bool = False
+    done: bool = False
+    error: BaseException | None = None
+
+
+class Ring(Generic[Key, Slot]):
+    """Slots that go round between a thread that fills them and one caller that uses them, one at a time.
+
+    Args:
+        fetch: fills a slot; called on the thread, one key at a time.
+        slots: one for what is in use and one for each that is fetched ahead. With a single one there is no
+            thread: the caller does every fetch.
+        order: all keys, in the order in which they are expected first.
+
+    Attributes:
+        busy: seconds that fetching took.
+        waited: seconds that the caller waited for it.
+    """
+
+    def __init__(
+        self, fetch: Callable[[Key, Slot], None], slots: Iterable[Slot], order: Sequence[Key]
+    ) -> None:
+        self._fetch = fetch
+        self._slots = list(slots)
+        self._follows = dict(itertools.pairwise([*order, *order[:1]]))
+        self._last: Key | None = None
+        # The queue; what the thread is at, which may be in no queue any more; and what the caller has. A slot
+        # that is in none of them is idle, also after an interrupt at any moment.
+        self._jobs: deque[_Job[Key, Slot]] = deque()
+        self._running: _Job[Key, Slot] | None = None
+        self._taken: Slot | None = None
+        self._turn = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self.busy = 0.0
+        self.waited = 0.0
+
+    def take(self, key: Key) -> Slot:
+        """A slot that holds what was asked for. It is the caller's until it is given back, or the next call.
+
+        Raises:
+            what ``fetch`` raised. The next call for the same key tries again.
+        """
+        began = time.perf_counter()
+        with self._turn:
+            self._taken = None
+            job = self._job(key)
+            if len(self._slots) > 1:
+                self._start()
+                self._turn.wait_for(lambda: job.done or self._closed)
+        if len(self._slots) == 1:
+            job.begun = True
+            self._run(job)
+        with self._turn:
+            self.waited += time.perf_counter() - began
+            self._require_open()
+            if job.error is None:
+                self._taken = job.slot
+            self._jobs.popleft()
+            if job.error is not None:
+                raise job.error
+            self._guess()
+            return job.slot
+
+    def give_back(self) -> None:
+        """The slot that was taken may be filled again."""
+        with self._turn:
+            self._taken = None
+            self._guess()
+
+    def close(self) -> None:
+        """Ends the thread, and waits until it has ended: nothing is written to slots after that."""
+        with self._turn:
+            self._closed = True
+            self._turn.notify_all()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ValueError("the offloaded model was closed: its weights cannot be read any more")
+
+    def _job(self, key: Key) -> _Job[Key, Slot]:
+        """The job that fetches a key, first in the queue: the one that was guessed, or a new one."""
+        self._require_open()
+        if self._last is not None:
+            self._follows[self._last] = key
+        self._last = key
+        # What failed when it was only guessed is tried again now that it is wanted.
+        if not self._jobs or self._jobs[0].key != key or self._jobs[0].error is not None:
+            self._jobs.clear()
+            # Only where the thread is filling the last slot with what is not wanted, this has to wait.
+            self._turn.wait_for(lambda: bool(self._idle()) or self._closed)
+            self._require_open()
+            self._jobs.append(_Job(key, self._idle()[0]))
+        self._guess()
+        return self._jobs[0]
+
+    def _idle(self) -> list[Slot]:
+        used: list[Slot] = [job.slot for job in self._jobs]
+        if self._running is not None:
+            used.append(self._running.slot)
+        if self._taken is not None:
+            used.append(self._taken)
+        return [slot for slot in self._slots if all(slot is not other for other in used)]
+
+    def _guess(self) -> None:
+        """Gives idle slots to what is expected next."""
+        for slot in self._idle() if len(self._slots) > 1 else ():
+            following = self._follows.get(self._jobs[-1].key if self._jobs else self._last)  # type: ignore[arg-type]
+            if following is not None:
+                self._jobs.append(_Job(following, slot))
+        self._turn.notify_all()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="pyendor-offload", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            with self._turn:
+                self._turn.wait_for(lambda: self._closed or any(not job.begun for job in self._jobs))
+                if self._closed:
+                    return
+                job = self._running = next(job for job in self._jobs if not job.begun)
+                job.begun = True
+            self._run(job)
+
+    def _run(self, job: _Job[Key, Slot]) -> None:
+        began = time.perf_counter()
+        try:
+            self._fetch(job.key, job.slot)
+        except BaseException as error:  # handed to the caller, on whose thread it belongs
+            job.error = error
+        with self._turn:
+            self.busy += time.perf_counter() - began
+            job.done = True
+            self._running = None
+            self._turn.notify_all()
