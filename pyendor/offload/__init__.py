@@ -6,7 +6,7 @@
 
 Comes in: a checkpoint directory, Endor or plain safetensors, or a model. Goes out: the model, to be used as
 always. The method is that of the paper (arXiv 2406.11674): bytes cross the slow link compressed, and are
-decoded behind it. Needs the extra ``pyendor[offload]``.
+decoded behind it. Needs the extra ``pyendor[transformers]``.
 """
 
 from __future__ import annotations
