@@ -1,4 +1,4 @@
-"""Results of cuda.py as tables for docs/cuda.md; what nobody has measured is said to be so."""
+"""Results of gpu.py as tables for docs/cuda.md; what nobody has measured is said to be so."""
 
 from __future__ import annotations
 

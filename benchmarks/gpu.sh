@@ -44,6 +44,6 @@ for tool in memcheck racecheck; do
 done
 
 echo "== benchmarks"
-timeout 330 "$python" benchmarks/cuda.py -o "$output/cuda.json" 2>&1 | tee "$output/cuda.txt" || status=1
+timeout 330 "$python" benchmarks/gpu.py -o "$output/cuda.json" 2>&1 | tee "$output/cuda.txt" || status=1
 echo "results: $output; to keep them: mkdir -p benchmarks/results/cuda && cp $output/cuda.json benchmarks/results/cuda/DEVICE.json && python benchmarks/table.py"
 exit $status

@@ -1,6 +1,6 @@
 """Measures what pruning costs a trained model: how near its embeddings stay to those of the unpruned one.
 
-    python benchmarks/quality.py            measures anew, into quality.json and the table of docs/pruning.md
+    python benchmarks/quality.py            measures anew, into results/quality.json and the table of docs/pruning.md
     python benchmarks/quality.py --table    renews the table alone
 
 The 36 weight matrices of the layers of all-MiniLM-L6-v2, in F32, are pruned as ``endor prune`` does it. The
@@ -25,7 +25,7 @@ from pyendor.prune import Group, Options, prune
 from pyendor.wanda import Calibration, collect
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "quality.json"
+RESULTS = HERE / "results" / "quality.json"
 PAGE = HERE.parent / "docs" / "pruning.md"
 MARKS = re.compile(r"(<!-- quality:begin -->\n).*?(<!-- quality:end -->)", re.DOTALL)
 SENTENCES = 512

@@ -374,13 +374,13 @@ def speed_table(results: Results) -> str:
 
 
 def cuda() -> str:
-    """docs/cuda.md with what was measured on GPUs; ``cuda.py`` writes results/cuda/*.json."""
+    """docs/cuda.md with what was measured on GPUs; ``gpu.py`` writes results/cuda/*.json."""
     return CUDA_MARKS.sub(lambda mark: mark[1] + cuda_table.tables() + mark[2], CUDA.read_text("utf-8"))
 
 
 def readme() -> str:
     """README.md with the tables of all results."""
-    found = [Results(path) for path in sorted((HERE / "results").glob("*.json")) if path != SIZES]
+    found = [Results(path) for path in sorted((HERE / "results").glob("2*.json"))]
     tables = "\n".join(table(results) for results in found)
     text = SIZES_MARKS.sub(lambda mark: mark[1] + sizes_table(("",)) + mark[2], README.read_text("utf-8"))
     return MARKS.sub(lambda mark: mark[1] + tables + mark[2], text)

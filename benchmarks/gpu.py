@@ -1,7 +1,7 @@
 """Times the CUDA decoder beside what memory and link allow, into one JSON file; some minutes on a GPU.
 
-    python benchmarks/cuda.py -o build/cuda.json
-    python benchmarks/cuda.py -o x.json --simt build/libendor_simt.so     tries the program, without a GPU
+    python benchmarks/gpu.py -o build/cuda.json
+    python benchmarks/gpu.py -o x.json --simt build/libendor_simt.so     tries the program, without a GPU
 
 What is timed on the device is a CUDA graph that goes through copies of a tensor in turn, more than the
 caches hold, between two events; the median of several. *limit* is a kernel of the same run that reads as
@@ -18,7 +18,6 @@ import math
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,17 +28,12 @@ from typing import Any
 import cuda_limit
 import data
 import numpy as np
+import torch
 
-from pyendor import cuda
+from pyendor import cuda, torch_cuda
 from pyendor import numpy as endor_numpy
 from pyendor.cuda import Job, Launch
 from pyendor.encoded import EncodedTensor
-
-# This file is called as NVIDIA's package is, which libraries import.
-sys.path.remove(str(Path(__file__).resolve().parent))
-import torch
-
-from pyendor import torch_cuda
 
 MIB = 1 << 20
 # Matrices of a layer of Llama-2-7B.
