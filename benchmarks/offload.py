@@ -1,6 +1,6 @@
 """Times models whose weights do not fit: tokens per second, bytes for a token, and how much of it is hidden.
 
-    python benchmarks/offload.py cpu -o build/offload.json [--models opt-1.3b]     some forty minutes for all
+    python benchmarks/offload.py cpu -o build/offload.json [--models opt-1.3b]     an hour for all
     python benchmarks/offload.py gpu -o build/offload-gpu.json                     under ten, on a GPU
     python benchmarks/offload_table.py build/offload.json my-machine    into results/offload/, docs/offload.md
 
@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -106,7 +107,8 @@ def jobs(args: argparse.Namespace, model: str, root: Path) -> list[dict[str, Any
     """All runs of a model."""
     common = {"root": str(root), "model": model, "device": args.device, "prefetch": args.prefetch}
     common["tokens"] = TOKENS[model] * (1 if args.device == "cpu" else 4)
-    states = args.states.split(",")
+    # Of the large ones what does not fit is of interest.
+    states = (args.states or ("cold,warm" if model in {"opt-1.3b", "tiny"} else "cold")).split(",")
     chosen = [(what, "disk", state) for state in states if state != "host" for what in DISK]
     chosen += [(what, "host", "warm") for what in HOST if {"warm", "host"} & set(states)]
     return [
@@ -179,7 +181,10 @@ def main() -> None:
         "--folder", type=Path, default=Path("build/offload"), help="where the models are written"
     )
     parser.add_argument("--rounds", type=int, default=0, help="the first of them is not counted")
-    parser.add_argument("--states", default="cold,warm", help="cold, warm, host")
+    parser.add_argument("--states", default="", help="cold, warm, host; several with commas between")
+    parser.add_argument(
+        "--clean", action="store_true", help="remove each model when it is done: 25 GB at most"
+    )
     parser.add_argument("--what", default="", help="only this one")
     parser.add_argument("--prefetch", type=int, default=1)
     args = parser.parse_args()
@@ -214,6 +219,8 @@ def main() -> None:
                 say(found)
                 args.output.parent.mkdir(parents=True, exist_ok=True)
                 args.output.write_text(json.dumps(results, indent=1) + "\n")
+        # Accelerate's copy is as large as the model.
+        shutil.rmtree(root if args.clean else root / "accelerate")
 
 
 def say(found: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Measures what pruning costs a trained model: how near its embeddings stay to those of the unpruned one.
 
-    python benchmarks/quality.py            measures anew, into results/quality.json and the table of docs/pruning.md
+    python benchmarks/quality.py            measures anew; results/quality.json and the table of docs/pruning.md
     python benchmarks/quality.py --table    renews the table alone
 
 The 36 weight matrices of the layers of all-MiniLM-L6-v2, in F32, are pruned as ``endor prune`` does it. The

@@ -31,6 +31,8 @@ from pyendor.offload.disk import Disk, aligned  # noqa: E402
 from pyendor.offload.gpu import Gpu  # noqa: E402
 from pyendor.offload.stored import Stored  # noqa: E402
 
+KERNELS = {"Launch": cuda.Launch, "check": cuda.check}
+
 
 @dataclass(eq=False)
 class Event:
@@ -354,6 +356,19 @@ def test_without_a_gpu() -> None:
         pytest.skip("there is one")
     with pytest.raises(BackendUnavailableError, match="no model runs on cuda"):
         load.open_device(torch.device("cuda"))
+
+
+def test_with_the_kernels(
+    case: Case, streams: Streams, driver: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The unmodified kernels, run lane by lane on the CPU."""
+    for name, kernels in KERNELS.items():
+        monkeypatch.setattr(cuda, name, kernels)
+    for weights in (case.raw, case.split):
+        model = offload_model(weights, device="cuda", gpu_memory=50_000, host_memory=50_000)
+        with torch.no_grad():
+            assert torch.equal(model(case.ids).logits, case.logits)
+        offload.close(model)
 
 
 class Kvikio:

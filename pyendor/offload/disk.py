@@ -6,6 +6,7 @@ A file that changes while it is in use, an error of the disk, a read that ends e
 from __future__ import annotations
 
 import os
+import statistics
 import threading
 import time
 import weakref
@@ -151,20 +152,20 @@ class Disk:
         buffer = aligned(_SAMPLE)
         buffer[::PAGE] = 0  # mapped, so that the first is not the one that pays for that
         long = [read for read in reads if read.stop - read.start >= _SAMPLE] or list(reads)
-        places = [long[len(long) * turn // 6] for turn in range(6)]
-        seconds = {"direct": 0.0, "cache": 0.0}
-        modes: tuple[Mode, ...] = ("direct", "cache", "cache", "direct", "direct", "cache")
+        modes: tuple[Mode, ...] = ("direct", "cache", "cache", "direct", "direct") * 2
+        places = [long[len(long) * turn // len(modes)] for turn in range(len(modes))]
+        times: dict[Mode, list[float]] = {"direct": [], "cache": []}
         for turn, (read, mode) in enumerate(zip(places, modes, strict=True)):
             length = min(_SAMPLE // 2, read.stop - read.start)
             room = read.stop - read.start - length
-            start = (read.start + room * turn // 6) // PAGE * PAGE
+            start = (read.start + room * turn // len(modes)) // PAGE * PAGE
             began = time.perf_counter()
             self._read([Read(read.file, start, start + length, 0)], buffer, mode)
-            seconds[mode] += (time.perf_counter() - began) / length
+            times[mode].append((time.perf_counter() - began) / length)
         self.nbytes = 0
-        self.mode = "direct" if seconds["direct"] <= seconds["cache"] else "cache"
-        rates = {way: 3e-9 / value for way, value in seconds.items()}
-        self.reason = f"direct {rates['direct']:.2f} GB/s, page cache {rates['cache']:.2f} GB/s when opened"
+        direct, cache = statistics.median(times["direct"]), statistics.median(times["cache"])
+        self.mode = "direct" if direct <= cache else "cache"
+        self.reason = f"direct {1e-9 / direct:.2f} GB/s, page cache {1e-9 / cache:.2f} GB/s when opened"
 
 
 class _Descriptors:
