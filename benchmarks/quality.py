@@ -1,7 +1,7 @@
 """Measures what pruning costs a trained model: how near its embeddings stay to those of the unpruned one.
 
-    python benchmarks/quality.py            measures anew; results/quality.json and the table of docs/pruning.md
-    python benchmarks/quality.py --table    renews the table alone
+    python benchmarks/quality.py            measures anew, into results/quality.json and docs/pruning.md
+    python benchmarks/quality.py --table    renews the table in docs/pruning.md alone
 
 The 36 weight matrices of the layers of all-MiniLM-L6-v2, in F32, are pruned as ``endor prune`` does it. The
 embeddings of sentences (mean over the tokens, as the model is meant to be used) are compared by their cosine.
