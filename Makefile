@@ -8,6 +8,7 @@
 #   make fuzz     the C library under libFuzzer, SECONDS=60 for each of two harnesses, and whether that bites
 #                 .ci/packages installs on Debian what these three need
 #   make bench    the codec beside memcpy and beside other formats, into build/bench.json
+#   make docs     the site, into build/site, and its pages in Chromium; it reads the same from any path or disk
 #   make conformance    all implementations that are here against the corpus, and how hard it bites;
 #                       HELD=--all: those that `make native arm` builds have to be here
 
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 DEMO := .demo
 BUILD := build
 
-.PHONY: demo test check native arm fuzz bench conformance clean
+.PHONY: demo test check native arm fuzz bench docs conformance clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -45,6 +46,10 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/tensors.py --append $(BUILD)/bench.json
 	$(BIN)/python benchmarks/peers.py --append $(BUILD)/bench.json
 	$(BIN)/python benchmarks/large.py --append $(BUILD)/bench.json
+
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	PYENDOR_BROWSER=1 $(BIN)/python -m pytest tests/test_site.py
 
 native:
 	cmake -S . -B $(BUILD)
@@ -98,6 +103,11 @@ $(VENV)/test.stamp: $(VENV)/demo.stamp $(VENV)/torch.stamp
 # The version that the table of results names; another one may have other findings.
 $(VENV)/conformance.stamp: $(VENV)/base.stamp
 	$(BIN)/python -m pip install --quiet safetensors==0.8.0
+	touch $@
+
+# With torch, as pyendor.torch is on the pages.
+$(VENV)/docs.stamp: $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet --editable '.[docs,browser]'
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/torch.stamp

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyperf
 
@@ -290,8 +290,8 @@ def table(results: Results) -> str:
     return text + f"![decoding speed by density and by format](results/{results.name}.svg)\n"
 
 
-def plot(results: Results) -> None:
-    """Speed by density, and by format, as results/NAME.svg."""
+def plot(results: Results, file: Path | BinaryIO) -> None:
+    """Speed by density, and by format, as SVG."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -324,7 +324,8 @@ def plot(results: Results) -> None:
         right.annotate(facts["what"].split(",")[0], (bits, facts["nbytes"] / seconds / 1e9), fontsize=8)
     right.set(xlabel="bits per weight", ylabel="decoding, GB/s of dense bytes", yscale="log")
     figure.tight_layout()
-    figure.savefig(HERE / "results" / f"{results.name}.svg", metadata={"Date": None})
+    figure.savefig(file, metadata={"Date": None}, transparent=True)
+    plt.close(figure)
 
 
 def sizes_table(dtypes: tuple[str, ...]) -> str:
@@ -382,7 +383,8 @@ def main() -> None:
     """Keeps results, if there are any, and renews the tables."""
     if len(sys.argv) == 3:
         keep(Path(sys.argv[1]), sys.argv[2])
-        plot(Results(HERE / "results" / f"{sys.argv[2]}.json"))
+        kept = HERE / "results" / sys.argv[2]
+        plot(Results(kept.with_suffix(".json")), kept.with_suffix(".svg"))
     README.write_text(readme(), "utf-8")
     FRONT.write_text(front(), "utf-8")
 
