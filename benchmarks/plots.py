@@ -15,8 +15,8 @@ HERE = Path(__file__).resolve().parent
 # What the front page compares with: weights as they are, and formats that people keep weights in.
 FORMATS = {
     "memcpy": "dense",
-    "compressed-tensors": "compressed-tensors, bitmask",
-    "Endor, raw values": "Endor 1.0, the paper's format",
+    "compressed-tensors": "compressed-tensors",
+    "Endor, raw values": "Endor, raw values",
     "blosc2": "blosc2",
     "zstd": "zstd",
     "ZipNN": "ZipNN",

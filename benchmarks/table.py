@@ -320,9 +320,13 @@ def plot(results: Results, file: Path | BinaryIO) -> None:
     left.legend()
     for facts, seconds in results.section("peers", tensor="50 % zero"):
         bits = 16 * facts["stored"] / facts["nbytes"]
-        right.plot(bits, facts["nbytes"] / seconds / 1e9, "o")
-        right.annotate(facts["what"].split(",")[0], (bits, facts["nbytes"] / seconds / 1e9), fontsize=8)
-    right.set(xlabel="bits per weight", ylabel="decoding, GB/s of dense bytes", yscale="log")
+        if bits > 16:
+            continue  # larger than dense
+        place = (bits, facts["nbytes"] / seconds / 1e9)
+        right.plot(*place, "o")
+        name = facts["what"] if facts["what"].startswith("Endor") else facts["what"].split(",")[0]
+        right.annotate(name, place, (5, 2), textcoords="offset points", fontsize=8)
+    right.set(xlim=(None, 19), xlabel="bits per weight", ylabel="decoding, GB/s of dense bytes", yscale="log")
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None}, transparent=True)
     plt.close(figure)

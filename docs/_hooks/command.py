@@ -42,7 +42,8 @@ def row(name: str, kind: Any, info: ParameterInfo, default: object) -> str:
     if isinstance(info, ArgumentInfo):
         return f"| `{info.metavar}` | {one_line(info.help)} | |"
     plain = f"--{name.replace('_', '-')}"
-    given = [one for one in info.param_decls or () if one.startswith("-")]
+    declared = (info.default, *(info.param_decls or ()))  # what an annotation gives first is no default
+    given = [str(one) for one in declared if str(one).startswith("-")]
     spelt = given or ([plain, f"--no-{plain[2:]}"] if kind is bool else [plain])
     takes = f" `{info.metavar}`" if info.metavar else f" {value(kind)}"
     about = one_line(info.help or "")
@@ -50,6 +51,7 @@ def row(name: str, kind: Any, info: ParameterInfo, default: object) -> str:
         about += f" Also taken from the environment, `{info.envvar}`."
     if isinstance(info.show_default, str):
         default = info.show_default
+    default = "yes" if default is True else default
     shown = "" if default in (None, False) else one_line(getattr(default, "value", default))
     return f"| {', '.join(f'`{one}`' for one in spelt)}{takes} | {about} | {shown} |"
 
