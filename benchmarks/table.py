@@ -271,7 +271,7 @@ def table(results: Results) -> str:
     """All tables of one machine."""
     about = results.machine
     cpu = f"{about['cpu_model_name']}, {about['cpu_count']} processors, Python {about['python_version']}"
-    text = f"### {results.name}\n\n{cpu}. GB/s of dense bytes, and (in brackets) of memcpy.\n\n"
+    text = f"## {results.name}\n\n{cpu}. GB/s of dense bytes, and (in brackets) of memcpy.\n\n"
     makers = {
         "main": main_table,
         "split": split_table,

@@ -66,7 +66,7 @@ def section(name: str, function: Callable[..., Any], about: str) -> str:
         if isinstance(info, ArgumentInfo):
             usage.append(str(info.metavar))
     text = BOLD.sub("**", inspect.cleandoc(about))
-    table = "\n".join(["| | | unless given |", "| --- | --- | --- |", *rows])
+    table = "\n".join(["| option | | unless given |", "| --- | --- | --- |", *rows])
     return f"## endor {name}\n\n```text\n{' '.join(usage)} [OPTIONS]\n```\n\n{text}\n\n{table}\n"
 
 

@@ -19,13 +19,9 @@ from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
 SPECIFICATION = "spec/endor-1.md"
-DEFINITION = re.compile(r"^\*\*([A-Z]-\d+)\*\* \((file|reader|writer)\)$", re.MULTILINE)
-RULES = {
-    rule
-    for rule, _ in DEFINITION.findall(
-        (Path(__file__).resolve().parents[2] / SPECIFICATION).read_text("utf-8")
-    )
-}
+DEFINITION = re.compile(r"^\*\*([A-Z])-(\d+)\*\* \((file|reader|writer)\)$", re.MULTILINE)
+TEXT = (Path(__file__).resolve().parents[2] / SPECIFICATION).read_text("utf-8")
+RULES = {f"{letter}-{number}" for letter, number, _ in DEFINITION.findall(TEXT)}
 MENTION = r"\b([A-Z]-\d+)\b"
 SCHEME = "rule:"  # of links, until it is known where the page that they stand on is
 PREFORMATTED = re.compile(r"<pre\b.*?</pre>", re.DOTALL)
@@ -62,7 +58,9 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Gives every rule its anchor."""
     if page.file.src_uri != SPECIFICATION:
         return markdown
-    return DEFINITION.sub(r'<a class="definition" id="\1" href="#\1"><strong>\1</strong></a> *\2*', markdown)
+    # An entity for its hyphen, so that this one is no mention.
+    anchor = r'<a class="definition" id="\1-\2" href="#\1-\2"><strong>\1&#45;\2</strong></a> *\3*'
+    return DEFINITION.sub(anchor, markdown)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
