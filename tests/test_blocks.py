@@ -51,7 +51,7 @@ test "$1" = install || { echo "pip $1?"; exit 1; }
 exec python - "$@" <<'END'
 import re, sys, tomllib
 extras = tomllib.load(open(ROOT + "/pyproject.toml", "rb"))["project"]["optional-dependencies"]
-for asked in re.findall(r"(?:pyendor|\\.)\\[([^\\]]*)\\]", " ".join(sys.argv)):
+for asked in re.findall(r"(?:endor|\\.)\\[([^\\]]*)\\]", " ".join(sys.argv)):
     assert set(asked.split(",")) <= extras.keys(), asked
 END
 """,
