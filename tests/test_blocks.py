@@ -4,9 +4,9 @@ A page says in comments, which its readers do not see, what it takes for granted
 ``<!-- needs my-model -->`` has that put into the directory (:data:`THINGS`), and what stands in
 ``<!-- run python`` or ``<!-- run sh``, up to ``-->``, runs there.
 
-Commands that would install something or build the whole project are stood in for: ``pip``, ``make``,
-``python3 -m venv``. These check what they are asked for: that extras and targets exist. What they do is done
-by CI, step by step.
+Commands that would install something, build the whole project or measure for an hour are stood in for: ``pip``,
+``make``, ``python3 -m venv``, ``python benchmarks/…``. These check that the extras, targets and programs that
+they are asked for exist. What they do is done by CI, step by step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ SHOWN = {"text", "hex", "json"}  # not code
 # Blocks that do not run, by their place on their page, and why. Three are the most.
 SKIPPED = {
     ("docs/how-to/prune.md", 0): "llm-compressor wants a model of the Hub and a GPU",
-    ("benchmarks/README.md", 0): "measures for forty minutes",
 }
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
@@ -56,6 +55,9 @@ for asked in re.findall(r"(?:endor|\\.)\\[([^\\]]*)\\]", " ".join(sys.argv)):
 END
 """,
     "make": 'exec "$MAKE_ITSELF" -C "$ROOT" --dry-run "$@"',
+    "python": """
+case "${1-}" in benchmarks/*) test -f "$ROOT/$1" ;; *) exec "$PYTHON_ITSELF" "$@" ;; esac
+""",
     "python3": """
 if test "$1 $2" = "-m venv"; then mkdir -p "$3/bin"; : >"$3/bin/activate"; else exec python "$@"; fi
 """,
@@ -179,7 +181,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (folder / name).write_text(f"#!/usr/bin/env bash\n{text}")
         (folder / name).chmod(0o755)
     path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
-    return os.environ | {"PATH": path, "ROOT": str(ROOT), "MAKE_ITSELF": make or "make", "MAKEFLAGS": ""}
+    return os.environ | {
+        "PATH": path,
+        "ROOT": str(ROOT),
+        "PYTHON_ITSELF": sys.executable,
+        "MAKE_ITSELF": make or "make",
+        "MAKEFLAGS": "",
+    }
 
 
 @pytest.mark.parametrize("page", with_code(), ids=lambda page: str(page.relative_to(ROOT)))
