@@ -4,9 +4,9 @@ A page says in comments, which its readers do not see, what it takes for granted
 ``<!-- needs my-model -->`` has that put into the directory (:data:`THINGS`), and what stands in
 ``<!-- run python`` or ``<!-- run sh``, up to ``-->``, runs there.
 
-Commands that would install something, build the whole project or measure for an hour are stood in for: ``pip``,
-``make``, ``python3 -m venv``, ``python benchmarks/…``. These check that the extras, targets and programs that
-they are asked for exist. What they do is done by CI, step by step.
+Commands that would install something, build the whole project or measure for an hour are stood in for:
+``pip``, ``make``, ``python3 -m venv``, ``python benchmarks/…``. These check that the extras, targets and
+programs that they are asked for exist. What they do is done by CI, step by step.
 """
 
 from __future__ import annotations
