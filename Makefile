@@ -9,7 +9,7 @@
 #                 .ci/packages installs on Debian what these three need
 #   make bench    the codec beside memcpy and beside other formats, into build/bench.json
 #   make docs     the site, into build/site, and its pages in Chromium; it reads the same from any path or disk
-#   make wheel    source distribution and wheel into build/dist, tried in an empty environment without a compiler
+#   make dist     source distribution and wheel into build/dist, tried in an empty environment without a compiler
 #   make conformance    all implementations that are here against the corpus, and how hard it bites;
 #                       HELD=--all: those that `make native arm` builds have to be here
 
@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 DEMO := .demo
 BUILD := build
 
-.PHONY: demo test check native arm fuzz bench docs wheel conformance clean
+.PHONY: demo test check native arm fuzz bench docs dist conformance clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -52,8 +52,8 @@ docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	PYENDOR_BROWSER=1 $(BIN)/python -m pytest tests/test_site.py
 
-wheel:
-	PYTHON=$(PYTHON) .ci/wheel
+dist:
+	PYTHON=$(PYTHON) .ci/dist
 
 native:
 	cmake -S . -B $(BUILD)
