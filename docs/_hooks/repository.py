@@ -64,7 +64,8 @@ def page_of(path: str) -> str | None:
     if path in DOCUMENTS or path in INSTEAD:
         return DOCUMENTS.get(path) or INSTEAD[path]
     if path.startswith("docs/"):
-        return path.removeprefix("docs/")
+        page = path.removeprefix("docs/")
+        return f"{page}/index.html" if (ROOT / path / "index.html").exists() else page
     if f"{path}/README.md" in DOCUMENTS:
         return DOCUMENTS[f"{path}/README.md"]
     if path.startswith("benchmarks/results/"):
