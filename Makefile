@@ -15,6 +15,8 @@
 #                 .ci/packages installs on Debian what native, arm, fuzz and inspector need
 #   make inspector    the page docs/inspector, in Chromium
 #   make bench    the codec beside memcpy and beside other formats, into build/bench.json
+#   make docs     the site, into build/site, and its pages in Chromium; it reads the same from any path or disk
+#   make dist     source distribution and wheel into build/dist, tried in an empty environment without a compiler
 #   make conformance    all implementations that are here against the corpus, and how hard it bites;
 #                       HELD=--all: those that `make native arm` builds have to be here
 
@@ -26,7 +28,7 @@ BIN := $(VENV)/bin
 DEMO := .demo
 BUILD := build
 
-.PHONY: demo test oldest check native arm cuda wheel wheels gpu gpu-codec gpu-offload fuzz inspector bench \
+.PHONY: demo test oldest check native arm cuda wheel wheels gpu gpu-codec gpu-offload fuzz inspector bench docs dist \
   conformance clean
 
 demo: $(VENV)/demo.stamp
@@ -60,6 +62,13 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/tensors.py --append $(BUILD)/bench.json
 	$(BIN)/python benchmarks/peers.py --append $(BUILD)/bench.json
 	$(BIN)/python benchmarks/large.py --append $(BUILD)/bench.json
+
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	PYENDOR_BROWSER=1 $(BIN)/python -m pytest tests/test_site.py
+
+dist:
+	PYTHON=$(PYTHON) .ci/dist
 
 native:
 	cmake -S . -B $(BUILD)
@@ -155,6 +164,11 @@ $(VENV)/conformance.stamp: $(VENV)/base.stamp
 
 $(VENV)/inspector.stamp: $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	touch $@
+
+# With torch, as pyendor.torch is on the pages.
+$(VENV)/docs.stamp: $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet --editable '.[docs,browser]'
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/torch.stamp

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cuda_table
 import pyperf
@@ -274,7 +274,7 @@ def table(results: Results) -> str:
     """All tables of one machine."""
     about = results.machine
     cpu = f"{about['cpu_model_name']}, {about['cpu_count']} processors, Python {about['python_version']}"
-    text = f"### {results.name}\n\n{cpu}. GB/s of dense bytes, and (in brackets) of memcpy.\n\n"
+    text = f"## {results.name}\n\n{cpu}. GB/s of dense bytes, and (in brackets) of memcpy.\n\n"
     makers = {
         "main": main_table,
         "split": split_table,
@@ -293,8 +293,8 @@ def table(results: Results) -> str:
     return text + f"![decoding speed by density and by format](results/{results.name}.svg)\n"
 
 
-def plot(results: Results) -> None:
-    """Speed by density, and by format, as results/NAME.svg."""
+def plot(results: Results, file: Path | BinaryIO) -> None:
+    """Speed by density, and by format, as SVG."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -323,11 +323,16 @@ def plot(results: Results) -> None:
     left.legend()
     for facts, seconds in results.section("peers", tensor="50 % zero"):
         bits = 16 * facts["stored"] / facts["nbytes"]
-        right.plot(bits, facts["nbytes"] / seconds / 1e9, "o")
-        right.annotate(facts["what"].split(",")[0], (bits, facts["nbytes"] / seconds / 1e9), fontsize=8)
-    right.set(xlabel="bits per weight", ylabel="decoding, GB/s of dense bytes", yscale="log")
+        if bits > 16:
+            continue  # larger than dense
+        place = (bits, facts["nbytes"] / seconds / 1e9)
+        right.plot(*place, "o")
+        name = facts["what"] if facts["what"].startswith("Endor") else facts["what"].split(",")[0]
+        right.annotate(name, place, (5, 2), textcoords="offset points", fontsize=8)
+    right.set(xlim=(None, 19), xlabel="bits per weight", ylabel="decoding, GB/s of dense bytes", yscale="log")
     figure.tight_layout()
-    figure.savefig(HERE / "results" / f"{results.name}.svg", metadata={"Date": None})
+    figure.savefig(file, metadata={"Date": None}, transparent=True)
+    plt.close(figure)
 
 
 def sizes_table(dtypes: tuple[str, ...]) -> str:
@@ -390,7 +395,8 @@ def main() -> None:
     """Keeps results, if there are any, and renews the tables."""
     if len(sys.argv) == 3:
         keep(Path(sys.argv[1]), sys.argv[2])
-        plot(Results(HERE / "results" / f"{sys.argv[2]}.json"))
+        kept = HERE / "results" / sys.argv[2]
+        plot(Results(kept.with_suffix(".json")), kept.with_suffix(".svg"))
     README.write_text(readme(), "utf-8")
     FRONT.write_text(front(), "utf-8")
     CUDA.write_text(cuda(), "utf-8")

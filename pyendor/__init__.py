@@ -56,13 +56,15 @@ def safe_open(
         framework: ``"pt"``, ``"torch"`` or ``"pytorch"``; ``"np"`` or ``"numpy"``.
         device: where tensors go, of PyTorch.
         backend: ``"mmap"`` takes slices of a map of the file, ``"pread"`` reads what they need.
-        verify: check each tensor's digest when it is read whole.
+        verify: check each tensor's digest when it is read whole (D-3).
 
     Returns:
         A :class:`pyendor.torch.safe_open` or a :class:`pyendor.numpy.safe_open`.
 
     Raises:
-        FormatError: the header of the file breaks a rule.
+        FormatError: the header of the file breaks a rule J, C, M or T.
+        UnsupportedError: its major version is unknown (V-1).
+        OSError: it cannot be read.
         UsageError: the framework or the device is unknown.
     """
     if framework in {"pt", "torch", "pytorch"}:

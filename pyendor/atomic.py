@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from pyendor import locks
+from pyendor import locks, system
 from pyendor.errors import UsageError, quote
 
 SUFFIX = ".endor-tmp"
@@ -65,11 +65,11 @@ def new_file(
     finally:
         if lock is not None:
             locks.release(lock)
-    sync_directory(target.parent)
+    system.sync_directory(target.parent)
 
 
 def _create(path: Path, mode: int) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | system.BINARY, mode)
 
 
 def _locked(target: Path, mode: int) -> tuple[Path, int | None]:
@@ -85,13 +85,14 @@ def _locked(target: Path, mode: int) -> tuple[Path, int | None]:
             try:
                 if not stat.S_ISREG(os.lstat(path).st_mode):
                     raise UsageError(f"{quote(str(path))} is in the way: remove it") from None
-                descriptor, new = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW), False
+                flags = os.O_RDWR | system.BINARY | system.NO_FOLLOWING
+                descriptor, new = os.open(path, flags), False
             except FileNotFoundError:
                 continue  # whose it was has finished
         if not locks.take(descriptor, path, target):
+            os.close(descriptor)
             if new:
                 path.unlink()
-            os.close(descriptor)
             return beside(target), None
         if new and locks.is_at(descriptor, path):
             return path, descriptor
@@ -104,8 +105,7 @@ def _locked(target: Path, mode: int) -> tuple[Path, int | None]:
 def copy_file(source: Path, target: Path) -> None:
     """Copies a file's bytes, mode and times, flushed to disk."""
     shutil.copy2(source, target)
-    with open(target, "rb") as file:
-        os.fsync(file.fileno())
+    system.sync_file(target)
 
 
 def in_existing_directory(path: str | os.PathLike[str]) -> Path:
@@ -152,12 +152,3 @@ def _rename(source: Path, target: Path, *, replace: bool) -> None:
         os.replace(source, target)
         return
     source.unlink()
-
-
-def sync_directory(path: Path) -> None:
-    """Flushes the names in a directory to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ import functools
 import os
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from pyendor import native, reference
@@ -82,10 +83,12 @@ def _default() -> str:
     """The first of the table. Said once where that is the slow one."""
     chosen = next(iter(TABLE))
     if chosen == "reference":
-        warnings.warn(
-            "pyendor was installed without its native codec, for which a C compiler is needed: "
-            "NumPy is used, which is much slower",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        why = "pyendor was installed without its native codec, for which a C compiler is needed"
+        source = Path(__file__).parent.parent
+        if (source / "CMakeLists.txt").exists():
+            why = (
+                f"pyendor runs without its native codec, which its source in {quote(str(source))} does not "
+                "have: run Python in another directory, or install that with pip install -e and a C compiler"
+            )
+        warnings.warn(f"{why}; NumPy is used, which is much slower", RuntimeWarning, stacklevel=3)
     return chosen

@@ -368,7 +368,8 @@ def _version(
 def main() -> None:
     """The entry point of the command."""
     # So that a terminated run, like an interrupted one, removes what it was writing.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for name in {"SIGTERM", "SIGHUP"} & set(signal.Signals.__members__):
+        number = signal.Signals[name]
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

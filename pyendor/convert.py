@@ -21,6 +21,8 @@ from pyendor.importers.compressed_tensors import Foreign
 from pyendor.shards import Compression, Decompression, Import, Shards
 from pyendor.writer import Progress
 
+__all__ = ["Conversion", "compress", "decompress"]
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -28,7 +30,7 @@ class Conversion:
 
     Attributes:
         source, destination: file or directory.
-        source_bytes, written_bytes: size of the weights files, headers included.
+        source_bytes, written_bytes: size of the weights files in bytes, headers included.
         tensors, encoded: number of logical tensors, and how many of them are encoded in the Endor file.
         left_out: paths of the source that were not carried over, and why.
         notes: what else a user should know.
@@ -67,13 +69,17 @@ def compress(
         source: a safetensors file, or a directory in the layout of Hugging Face libraries.
         destination: a file, or a directory.
         force: replace an existing destination.
-        values: what to choose from for each tensor; ``raw`` for readers of version 1.0.
-        min_saving: encode a tensor only where that saves this share of its size.
+        values: what to choose from for each tensor (W-10); ``raw`` for readers of version 1.0.
+        min_saving: encode a tensor only where that saves this share of its size (W-7); None encodes every one
+            that can be.
         backend: the codec to use.
         jobs: how many files at a time, each on a thread; None: one for each processor, at most 4. Each
             takes up to three times the memory of its largest tensor.
         executor: runs them instead; where its workers are, all paths have to be the same files.
         progress: called with the dense bytes of every tensor written, one call at a time, on any thread.
+
+    Returns:
+        What has been done.
 
     Raises:
         FormatError: the source breaks a rule.
@@ -154,9 +160,26 @@ def decompress(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Restores the dense file or checkpoint directory from Endor, bit for bit.
+    """Restores the dense file or checkpoint directory from Endor, bit for bit; digests are checked (D-3).
 
-    Arguments and errors are those of :func:`compress`; digests are checked.
+    Args:
+        source: an Endor file, or a directory with Endor weights (spec 11).
+        destination: a file, or a directory.
+        force: replace an existing destination.
+        backend: the codec to use.
+        jobs: how many files at a time, as in :func:`compress`.
+        executor: runs them instead, as in :func:`compress`.
+        progress: called with the dense bytes of every tensor written, one call at a time, on any thread.
+
+    Returns:
+        What has been done.
+
+    Raises:
+        FormatError: the source breaks a rule.
+        UnsupportedError: it has what this build cannot read.
+        UsageError: the source is dense, or changes meanwhile; the destination exists, or lies in the source,
+            or is being written by another process.
+        OSError: reading or writing failed, or the executor gave up. The destination is then as it was before.
     """
     way = Decompression()
     if not source.is_dir():

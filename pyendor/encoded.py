@@ -1,4 +1,4 @@
-"""A tensor that is still compressed, in memory."""
+"""A tensor that is still compressed, in memory: its parts as section 8 of the specification has them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from pyendor.choice import Survey, Values
 from pyendor.errors import FormatError, PartError, UnsupportedError, quote
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
+
+__all__ = ["EncodedTensor"]
 
 DIGEST = "xxh3_64"
 
@@ -55,15 +57,19 @@ class EncodedTensor:
 
         Args:
             name: of the tensor.
-            dtype: name of its element type.
+            dtype: name of its element type (spec 5.3).
             shape: its shape.
-            dense: its data, ``uint8 [numel * itemsize]`` in row-major order.
+            dense: its data, ``uint8 [numel * itemsize]`` in row-major order, little-endian.
             values: ``raw`` or ``split`` leaves only these to choose from.
             backend: the codec to use.
-            digest: compute one.
+            digest: compute one (D-2).
+
+        Returns:
+            The encoded tensor, in memory of its own.
 
         Raises:
             UnsupportedError: the dtype cannot be encoded.
+            BackendUnavailableError: there is no such codec.
         """
         known = dtypes.BY_NAME.get(dtype)
         if known is None or not known.encodable:
@@ -84,6 +90,16 @@ class EncodedTensor:
     ) -> EncodedTensor:
         """Encodes dense data in the way that ``meta`` says.
 
+        Args:
+            name: of the tensor.
+            meta: its entry, all that its encoding counts in it.
+            dense: its data, ``uint8 [numel * itemsize]`` in row-major order, little-endian.
+            backend: the codec to use.
+            digest: compute one (D-2).
+
+        Returns:
+            The encoded tensor, in memory of its own.
+
         Raises:
             ValueError: the data has not what ``meta`` counts.
         """
@@ -93,7 +109,14 @@ class EncodedTensor:
         return encoded.renamed(name) if digest else encoded
 
     def renamed(self, name: str) -> EncodedTensor:
-        """The same tensor under another name, in memory of no file, with the digest that this makes."""
+        """The same tensor under another name, of no file.
+
+        Args:
+            name: the name.
+
+        Returns:
+            The same parts, with the digest that the name makes (D-2).
+        """
         bare = EncodedTensor(name, replace(self.meta, digest=None), self.parts)
         return replace(bare, meta=replace(bare.meta, digest=f"{DIGEST}:{bare.digest()}"))
 
@@ -128,22 +151,39 @@ class EncodedTensor:
         return 1 - self.nnz / self.meta.numel if self.meta.numel else 0.0
 
     def decode(self, out: Bytes | None = None, *, backend: str | None = None) -> Bytes:
-        """The dense data, ``uint8 [dense_nbytes]``, in ``out`` if it is given.
+        """The dense data, all rules of section 8 checked.
 
-        ``out`` is best memory that has been used before: large outputs are stored past the caches then.
+        Args:
+            out: where to put it, ``uint8 [dense_nbytes]``, contiguous. Best memory that has been used before:
+                large outputs are stored past the caches then. Otherwise it is new.
+            backend: the codec to use.
+
+        Returns:
+            ``uint8 [dense_nbytes]``, row-major and little-endian.
 
         Raises:
             FormatError: the parts break a rule of section 8. ``out`` then holds nothing of use.
+            ValueError: ``out`` is of another size.
         """
         return self.decode_blocks(0, layout.blocks(self.meta.numel), out, backend=backend)
 
     def decode_blocks(
         self, first: int, stop: int, out: Bytes | None = None, *, backend: str | None = None
     ) -> Bytes:
-        """The dense data of the blocks ``first`` to ``stop - 1``, in ``out`` if it is given (B-11).
+        """The dense data of some blocks of 4096 elements; only these are checked (B-11).
+
+        Args:
+            first: the first block.
+            stop: the block after the last one.
+            out: where to put it, ``uint8``, contiguous, of just that size. Otherwise it is new.
+            backend: the codec to use.
+
+        Returns:
+            ``uint8 [elements * itemsize]``, row-major and little-endian.
 
         Raises:
             FormatError: what was read breaks a rule of section 8. ``out`` then holds nothing of use.
+            ValueError: there are no such blocks, or ``out`` is of another size.
         """
         numel = self.meta.numel
         nb = layout.blocks(numel)
@@ -168,15 +208,22 @@ class EncodedTensor:
         out: Bytes | None = None,
         backend: str | None = None,
     ) -> Bytes:
-        """``rows`` runs of ``count`` elements, the first at ``start``, each ``stride`` behind the one before.
+        """Runs of elements; reads, checks (B-11) and decodes only the blocks that they touch.
 
-        Reads, checks (B-11) and decodes only the blocks that they touch.
+        Args:
+            start: the first element of the first run, row-major.
+            count: elements in a run.
+            stride: from the first element of a run to that of the next.
+            rows: number of runs.
+            out: where to put them, ``uint8``, at least of that size.
+            backend: the codec to use.
 
         Returns:
             Their dense data, ``uint8 [rows * count * itemsize]``, at the beginning of ``out`` if it is given.
 
         Raises:
             FormatError: what was read breaks a rule of section 8.
+            ValueError: there are no such elements.
         """
         if min(start, count, stride, rows) < 0 or (
             rows and start + count + (rows - 1) * stride > self.meta.numel
@@ -199,7 +246,23 @@ class EncodedTensor:
         out: Bytes | None = None,
         backend: str | None = None,
     ) -> Bytes:
-        """The elements ``start + sum(i * stride)``, row-major in ``shape``; otherwise as :meth:`cut`."""
+        """The elements ``start + sum(i * stride)``, row-major in ``shape``, as :meth:`cut` reads them (B-11).
+
+        Args:
+            start: the first element.
+            shape: of what is taken.
+            strides: in elements, one for each dimension of ``shape``.
+            out: where to put them, ``uint8``, at least of that size.
+            backend: the codec to use.
+
+        Returns:
+            Their dense data, ``uint8 [product of shape * itemsize]``, at the beginning of ``out`` if it is
+            given.
+
+        Raises:
+            FormatError: what was read breaks a rule of section 8.
+            ValueError: there are no such elements.
+        """
         outer, (rows, stride), count = slicing.runs(shape, strides)
         size = math.prod(shape) * self._itemsize
         out = layout.allocate(size) if out is None else out[:size]
@@ -228,6 +291,9 @@ class EncodedTensor:
     def validate(self, *, backend: str | None = None) -> None:
         """Checks all rules of section 8 without decoding.
 
+        Args:
+            backend: the codec to use.
+
         Raises:
             FormatError: the parts break one of them.
         """
@@ -251,7 +317,11 @@ class EncodedTensor:
         return dtypes.BY_NAME[self.dtype].itemsize
 
     def digest(self) -> str:
-        """XXH3-64 of metadata and parts, 16 hexadecimal digits (D-2)."""
+        """XXH3-64 of metadata and parts (D-2).
+
+        Returns:
+            16 hexadecimal digits.
+        """
         state = xxhash.xxh3_64(jsontext.canonical({self.name: self.meta.members()}).encode())
         for part in self.parts.values():
             state.update(part.data)

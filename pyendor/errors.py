@@ -8,6 +8,15 @@ from __future__ import annotations
 
 import os
 
+__all__ = [
+    "BackendUnavailableError",
+    "EndorError",
+    "ForeignError",
+    "FormatError",
+    "UnsupportedError",
+    "UsageError",
+]
+
 LONGEST_QUOTE = 120
 
 
@@ -71,7 +80,16 @@ class FormatError(EndorError, ValueError):
         offset: int | None = None,
         path: str | os.PathLike[str] | None = None,
     ) -> FormatError:
-        """The same error with what the caller knows of its place, where that was still open."""
+        """The same error with what the caller knows of its place, where that was still open.
+
+        Args:
+            tensor: name of the tensor.
+            offset: byte offset in the file.
+            path: the file.
+
+        Returns:
+            A new error.
+        """
         return FormatError(
             self.rule,
             self.found,

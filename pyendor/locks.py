@@ -6,11 +6,15 @@ They are the system's: it lets go of them when a process ends, in whatever way.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from pathlib import Path
 
 from pyendor.errors import UsageError, quote
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of file systems that know none
 # A child of fork has copies of these descriptors, which would hold the locks when this process has ended.
@@ -21,11 +25,13 @@ def take(descriptor: int, path: Path, target: Path) -> bool:
     """Locks an open file until it is closed, or this process ends in whatever way.
 
     Returns:
-        False if the file system has no locks.
+        False if the file system, or the system, has no such locks.
 
     Raises:
         UsageError: another process has the lock, and so is writing the target.
     """
+    if fcntl is None:
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

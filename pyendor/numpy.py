@@ -20,6 +20,8 @@ from pyendor.layout import Bytes, Tensor
 from pyendor.opened import Opened, Sliceable, dtype_of, no_counterpart
 from pyendor.writer import TensorSource
 
+__all__ = ["ArraySlice", "load", "load_file", "safe_open", "save", "save_file"]
+
 Array = npt.NDArray[Any]
 
 
@@ -34,16 +36,18 @@ def save_file(
     """Saves arrays as an Endor file, in the order of the mapping; replaces an existing file, all or nothing.
 
     Args:
-        tensor_dict: arrays by name; any memory layout and byte order.
+        tensor_dict: arrays by name, of any shape, memory layout and byte order.
         filename: the file to write.
         metadata: text of your own, kept beside the format's.
-        values: ``auto`` takes for each tensor the smallest encoding; ``raw`` keeps to what readers of format
-            1.0 know; ``split`` takes split values where a dtype has them.
-        min_saving: encode a tensor only where that saves this share of its size; None encodes every one
+        values: ``auto`` takes for each tensor the smallest encoding (W-10); ``raw`` keeps to what readers of
+            format 1.0 know; ``split`` takes split values where a dtype has them.
+        min_saving: encode a tensor only where that saves this share of its size (W-7); None encodes every one
             that can be.
 
     Raises:
         UnsupportedError: an array's dtype has no counterpart in the format.
+        UsageError: names that the format does not have (W-8), or a header that gets too long (W-1).
+        OSError: writing failed; a file that was there is as it was.
     """
     with atomic.new_file(filename, force=True) as stream:
         writer.write(stream, _sources(tensor_dict), metadata, values=values, min_saving=min_saving)
@@ -56,7 +60,20 @@ def save(
     values: Values = "auto",
     min_saving: float | None = MIN_SAVING,
 ) -> bytes:
-    """The bytes that :func:`save_file` would write."""
+    """The bytes that :func:`save_file` would write.
+
+    Args:
+        tensor_dict: arrays by name, of any shape, memory layout and byte order.
+        metadata: text of your own, kept beside the format's.
+        values: as in :func:`save_file`.
+        min_saving: as in :func:`save_file`.
+
+    Returns:
+        A whole file.
+
+    Raises:
+        UnsupportedError, UsageError: as :func:`save_file`.
+    """
     stream = io.BytesIO()
     writer.write(stream, _sources(tensor_dict), metadata, values=values, min_saving=min_saving)
     return stream.getvalue()
@@ -65,16 +82,34 @@ def save(
 def load_file(filename: str | os.PathLike[str]) -> dict[str, Array]:
     """Loads all tensors of an Endor or plain safetensors file into new arrays.
 
+    Args:
+        filename: the file.
+
+    Returns:
+        Arrays by name in the order of their data, little-endian, of the shapes and dtypes that were saved;
+        BF16 and the 8-bit floats as the types of ``ml_dtypes``.
+
     Raises:
-        FormatError: the file breaks a rule.
+        FormatError: the file breaks a rule. Digests are checked by :class:`safe_open` if asked for (D-3).
         UnsupportedError: it needs what this build does not have, or a type that NumPy does not have.
+        OSError: it cannot be read.
     """
     with safe_open(filename) as opened:
         return opened.get_tensors()
 
 
 def load(data: bytes) -> dict[str, Array]:
-    """Loads all tensors from the bytes of a file, as :func:`load_file` does."""
+    """Loads all tensors from the bytes of a file.
+
+    Args:
+        data: a whole file.
+
+    Returns:
+        What :func:`load_file` returns.
+
+    Raises:
+        FormatError, UnsupportedError: as :func:`load_file`.
+    """
     with file.open_bytes(bytes(data)) as opened:
         return _arrays(opened)
 
@@ -87,7 +122,13 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
         framework: ``"np"`` or ``"numpy"``.
         device: ``"cpu"``.
         backend: ``"mmap"`` takes slices of a map of the file, ``"pread"`` reads what they need.
-        verify: check each tensor's digest when it is read whole.
+        verify: check each tensor's digest when it is read whole (D-3).
+
+    Raises:
+        FormatError: its header breaks a rule J, C, M or T.
+        UnsupportedError: its major version is unknown (V-1).
+        UsageError: the framework, the device or the backend is unknown.
+        OSError: it cannot be read.
     """
 
     def __init__(
@@ -106,15 +147,47 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
         super().__init__(filename, backend, verify=verify)
 
     def get_tensor(self, name: str) -> Array:
-        """One tensor, decoded into a new array."""
+        """One tensor, decoded into a new array.
+
+        Args:
+            name: of the tensor.
+
+        Returns:
+            An array of its shape and dtype.
+
+        Raises:
+            FormatError: its parts break a rule of section 8, or its digest, if checked, does not match.
+            UnsupportedError: this build cannot read it, or NumPy does not have its type.
+            UsageError: there is no such tensor.
+        """
         return _array(self._file, name, verify=self._verify)
 
     def get_tensors(self) -> dict[str, Array]:
-        """All tensors, decoded into new arrays, in the order of their data."""
+        """All tensors, decoded into new arrays.
+
+        Returns:
+            Arrays by name, in the order of their data.
+
+        Raises:
+            FormatError, UnsupportedError: as :meth:`get_tensor`.
+        """
         return _arrays(self._file, verify=self._verify)
 
     def get_slice(self, name: str) -> ArraySlice:
-        """A tensor to be indexed: ``get_slice(name)[:, 8:16]`` reads and decodes only what that needs."""
+        """A tensor to be indexed: ``get_slice(name)[:, 8:16]``.
+
+        Only what that needs is read, checked and decoded (B-11).
+
+        Args:
+            name: of the tensor.
+
+        Returns:
+            What has its shape and dtype, and gives arrays when it is indexed.
+
+        Raises:
+            UnsupportedError: this build cannot read it.
+            UsageError: there is no such tensor.
+        """
         return ArraySlice(self._file, self._file.tensor(name))
 
 

@@ -42,7 +42,7 @@ class Opened:
         return self._file.bytes_read
 
     def keys(self) -> list[str]:
-        """Names of all logical tensors, sorted."""
+        """Names of all logical tensors (spec 7), sorted."""
         return sorted(self._file.layout.tensors)
 
     def offset_keys(self) -> list[str]:
@@ -56,7 +56,18 @@ class Opened:
         return dict(self._file.layout.metadata)
 
     def get_encoded(self, name: str) -> EncodedTensor:
-        """One encoded tensor, still compressed."""
+        """One encoded tensor, still compressed.
+
+        Args:
+            name: of the tensor.
+
+        Returns:
+            Its parts and metadata, in memory.
+
+        Raises:
+            UnsupportedError: this build cannot read it.
+            UsageError: there is no such tensor, or it is plain.
+        """
         return self._file.get_encoded(name)
 
     def __enter__(self) -> Self:

@@ -27,6 +27,8 @@ from pyendor.importers import compressed_tensors
 from pyendor.layout import Bytes
 from pyendor.writer import Progress, TensorSource
 
+__all__ = ["Options", "Outcome", "prune"]
+
 Group = Literal["tensor", "row"]
 
 # Floats whose magnitude is ordered like their bits without the sign. (FNUZ types are not: 0x80 is their NaN.)
@@ -63,7 +65,16 @@ class Options:
     dtype: str | None = None
 
     def selects(self, name: str, dtype: str, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor is to be pruned."""
+        """Whether a tensor is to be pruned.
+
+        Args:
+            name: of the tensor.
+            dtype: name of its element type (spec 5.3).
+            shape: its shape.
+
+        Returns:
+            Whether its name, type and shape are those of a layer's weights, or of what was asked for.
+        """
         if self.result(dtype) not in PRUNABLE or _matches(name, self.exclude):
             return False
         if self.include:
@@ -73,7 +84,14 @@ class Options:
         return len(shape) >= 2 and chosen
 
     def result(self, dtype: str) -> str:
-        """The dtype that a tensor is written in."""
+        """The dtype that a tensor is written in.
+
+        Args:
+            dtype: name of the one that it has.
+
+        Returns:
+            The name of the other one, or the same.
+        """
         return CONVERTIBLE[self.dtype] if self.dtype and dtype in _CONFIG_DTYPES else dtype
 
 
@@ -118,15 +136,21 @@ def prune(
     """Writes a pruned dense copy of a file or checkpoint directory.
 
     Args:
-        source, destination: file or directory.
-        options: what is to be pruned.
+        source: a safetensors file, or a directory in the layout of Hugging Face libraries.
+        destination: a file, or a directory.
+        options: what is to be pruned, and how.
         inputs: by name of the tensor; with it elements are compared by Wanda's score, and every tensor that
             is pruned must be in it.
         force: replace an existing destination.
         progress: called with the dense bytes of every tensor written.
 
+    Returns:
+        What was pruned.
+
     Raises:
         UsageError: no tensor is selected; the source is Endor; and as in :func:`pyendor.convert.compress`.
+        FormatError: the source breaks a rule.
+        OSError: reading or writing failed. The destination is then as it was before.
     """
     check_source(source, options)
     outcome = Outcome()

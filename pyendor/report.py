@@ -1,4 +1,4 @@
-"""What a file or checkpoint holds, and what Endor makes of it: rows, totals, a plot.
+"""What a file or checkpoint holds, and what Endor makes of it (W-7, W-10): rows, totals, a plot.
 
 Everything here is data; :mod:`pyendor.cli` prints it.
 """
@@ -26,6 +26,8 @@ from pyendor.importers.compressed_tensors import Foreign
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
 from pyendor.writer import Progress
+
+__all__ = ["Report", "Row", "by_layer", "dense_bytes", "inspect", "plot"]
 
 MOST_LAYERS = 512
 _LAYER = re.compile(r"(?:^|\.)([0-9]{1,6})\.")
@@ -142,12 +144,23 @@ class Report:
         return tuple(row for row in self.encoded if row.nnz is not None)
 
     def bits_per_weight(self, rows: Sequence[Row]) -> float | None:
-        """Bits per element of some of its tensors, the whole header of the files charged to them."""
+        """Bits per element of some of its tensors, the whole header of the files charged to them.
+
+        Args:
+            rows: the tensors.
+
+        Returns:
+            Bits per weight on file; None if they have no elements.
+        """
         numel = sum(row.numel for row in rows)
         return 8 * (sum(row.stored_bytes for row in rows) + self.header_bytes) / numel if numel else None
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """The same as JSON values.
+
+        Returns:
+            What ``endor inspect --json`` prints; sizes in bytes, shares from 0 to 1.
+        """
         rows = [
             asdict(row)
             | {"sparsity": row.sparsity, "saving": row.saving}
@@ -170,10 +183,20 @@ class Report:
 def inspect(path: Path, *, backend: str | None = None, progress: Progress | None = None) -> Report:
     """Reads what a file or checkpoint holds; plain tensors are read whole, to count their zeros.
 
+    Args:
+        path: a file, or a directory in the layout of Hugging Face libraries; Endor, plain, or of
+            compressed-tensors.
+        backend: the codec to use.
+        progress: called with the dense bytes of every tensor that was looked at.
+
+    Returns:
+        Its tensors, and their totals.
+
     Raises:
         FormatError: a header breaks a rule. (What encoded tensors hold is for :mod:`pyendor.verify`.)
         ForeignError, UnsupportedError: as :func:`pyendor.convert.compress`.
         UsageError: there are no weights at ``path``.
+        OSError: it cannot be read.
     """
     rows: list[Row] = []
     version = None
@@ -191,7 +214,17 @@ def inspect(path: Path, *, backend: str | None = None, progress: Progress | None
 
 
 def dense_bytes(path: Path) -> int:
-    """Dense size of all tensors of a file or checkpoint, from its headers alone."""
+    """Dense size of all tensors of a file or checkpoint, from its headers alone.
+
+    Args:
+        path: as for :func:`inspect`.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        FormatError, ForeignError, UnsupportedError, UsageError, OSError: as :func:`inspect`.
+    """
     foreign = compressed_tensors.recognise(path)
     total = 0
     for opened in checkpoint.open_all(path):
@@ -290,8 +323,15 @@ def check_plot(path: Path, *, force: bool) -> None:
 def plot(report: Report, path: Path, *, force: bool = False) -> None:
     """Draws sparsity and size by layer to a PNG file.
 
+    Args:
+        report: what to draw.
+        path: the file, its name ending with ``.png``.
+        force: replace an existing file.
+
     Raises:
-        UsageError: as :func:`check_plot`; or there are more layers than can be drawn.
+        UsageError: matplotlib is missing, the name is another one, the file exists; or there are more layers
+            than can be drawn, 512.
+        OSError: writing failed.
     """
     check_plot(path, force=force)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -325,7 +365,14 @@ def plot(report: Report, path: Path, *, force: bool = False) -> None:
 
 
 def by_layer(rows: Sequence[Row]) -> dict[str, Row]:
-    """Rows summed up by the number of their layer; what is in no layer comes last, as ``other``."""
+    """Rows summed up by the number of their layer.
+
+    Args:
+        rows: of one or more reports.
+
+    Returns:
+        A row for each layer, by its number; what is in no layer comes last, as ``other``.
+    """
     groups: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
         match = _LAYER.search(row.name)

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pyendor import layout, parallel
+from pyendor import layout, parallel, system
 from pyendor.errors import FormatError, UsageError, quote
 from pyendor.layout import Bytes
 
@@ -85,7 +85,7 @@ class FileStorage:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         # Not blocking: opening a named pipe would otherwise wait for somebody to write to it.
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._descriptor = os.open(path, os.O_RDONLY | system.BINARY | system.NO_WAITING)
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(self._descriptor)
@@ -108,7 +108,7 @@ class FileStorage:
         rest = data.data
         while rest:
             at = start + data.size - len(rest)
-            done = os.preadv(self._descriptor, [rest], at)
+            done = system.read_at(self._descriptor, rest, at)
             if done == 0:
                 found = "the file became shorter while it was read"
                 raise FormatError("C-9", found, offset=at, path=self.path)
@@ -121,7 +121,7 @@ class FileStorage:
         with self._lock:
             if self._map is None:
                 # The map is closed when the last array on it is gone.
-                pages = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ) if self.length else b""
+                pages = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) if self.length else b""
                 self._map = np.frombuffer(pages, np.uint8)
         return self._map[start:stop]
 

@@ -28,6 +28,19 @@ from pyendor.opened import Opened, Sliceable, dtype_of, no_counterpart
 from pyendor.torch_tensor import BY_TORCH, EndorTensor, from_bytes, to_bytes
 from pyendor.writer import TensorSource
 
+__all__ = [
+    "EndorTensor",
+    "TensorSlice",
+    "iter_weights",
+    "load",
+    "load_file",
+    "load_model",
+    "safe_open",
+    "save",
+    "save_file",
+    "save_model",
+]
+
 Device = str | int | torch.device
 
 # Two elements of 4 bits in a byte: the last dimension of the file is twice that of the tensor.
@@ -46,18 +59,20 @@ def save_file(
     """Saves tensors as an Endor file, in the order of the dictionary; replaces a file, all or nothing.
 
     Args:
-        tensors: by name; dense, contiguous, no two of them in the same memory.
+        tensors: by name, of any shape, on any device; dense, contiguous, no two of them in the same memory.
         filename: the file to write.
         metadata: text of your own.
-        values: ``auto`` takes for each tensor the smallest encoding; ``raw`` keeps to what readers of format
-            1.0 know; ``split`` takes split values where a dtype has them.
-        min_saving: encode a tensor only where that saves this share of its size; None encodes every one
+        values: ``auto`` takes for each tensor the smallest encoding (W-10); ``raw`` keeps to what readers of
+            format 1.0 know; ``split`` takes split values where a dtype has them.
+        min_saving: encode a tensor only where that saves this share of its size (W-7); None encodes every one
             that can be.
 
     Raises:
         ValueError: a tensor is sparse or not contiguous, or no tensor.
         RuntimeError: tensors share memory.
         UnsupportedError: a dtype has no counterpart in the format.
+        UsageError: names that the format does not have (W-8), or a header that gets too long (W-1).
+        OSError: writing failed; a file that was there is as it was.
     """
     sources = _sources(tensors)
     with atomic.new_file(filename, force=True) as stream:
@@ -71,7 +86,20 @@ def save(
     values: Values = "auto",
     min_saving: float | None = MIN_SAVING,
 ) -> bytes:
-    """The bytes that :func:`save_file` would write."""
+    """The bytes that :func:`save_file` would write.
+
+    Args:
+        tensors: by name, as for :func:`save_file`.
+        metadata: text of your own.
+        values: as in :func:`save_file`.
+        min_saving: as in :func:`save_file`.
+
+    Returns:
+        A whole file.
+
+    Raises:
+        ValueError, RuntimeError, UnsupportedError, UsageError: as :func:`save_file`.
+    """
     stream = io.BytesIO()
     writer.write(stream, _sources(tensors), metadata, values=values, min_saving=min_saving)
     return stream.getvalue()
@@ -80,18 +108,39 @@ def save(
 def load_file(
     filename: str | os.PathLike[str], device: Device = "cpu", *, backend: str = "mmap"
 ) -> dict[str, Tensor]:
-    """Loads all tensors of an Endor or plain safetensors file, in the order of their data.
+    """Loads all tensors of an Endor or plain safetensors file.
+
+    Args:
+        filename: the file.
+        device: where tensors go: all that ``torch.device`` takes, but ``"meta"``.
+        backend: of the safetensors package; there is no difference here.
+
+    Returns:
+        Tensors by name in the order of their data, in memory of their own, of the shapes and dtypes that were
+        saved.
 
     Raises:
-        FormatError: the file breaks a rule.
+        FormatError: the file breaks a rule. Digests are checked by :class:`safe_open` if asked for (D-3).
         UnsupportedError: it needs what this build does not have, or a type that PyTorch does not have.
+        UsageError: the device is unknown.
+        OSError: it cannot be read.
     """
     with safe_open(filename, "pt", device, backend=backend) as opened:
         return opened.get_tensors()
 
 
 def load(data: bytes) -> dict[str, Tensor]:
-    """Loads all tensors from the bytes of a file, as :func:`load_file` does."""
+    """Loads all tensors from the bytes of a file.
+
+    Args:
+        data: a whole file.
+
+    Returns:
+        What :func:`load_file` returns, on the CPU.
+
+    Raises:
+        FormatError, UnsupportedError: as :func:`load_file`.
+    """
     with file.open_bytes(bytes(data)) as opened:
         return _tensors(opened)
 
@@ -112,7 +161,13 @@ def save_model(
         filename: the file to write.
         metadata: text of your own.
         force_contiguous: save what is not contiguous as if it was.
-        values, min_saving: as in :func:`save_file`.
+        values: as in :func:`save_file`.
+        min_saving: as in :func:`save_file`.
+
+    Raises:
+        ValueError: something is not contiguous, and ``force_contiguous`` is not set.
+        RuntimeError: tensors overlap, and none of them holds the others.
+        UnsupportedError, UsageError, OSError: as :func:`save_file`.
     """
     state = dict(model.state_dict())
     text = dict(metadata or {})
@@ -133,13 +188,21 @@ def load_model(
     *,
     backend: str = "mmap",
 ) -> tuple[set[str], list[str]]:
-    """Loads what :func:`save_model` has saved.
+    """Loads what :func:`save_model` has saved into a model.
+
+    Args:
+        model: the model, whose parameters and buffers are overwritten.
+        filename: the file.
+        strict: insist on the file having all that the model has, and no more.
+        device: where tensors go on the way.
+        backend: of the safetensors package; there is no difference here.
 
     Returns:
         Names that the model has and the file does not, and the other way round.
 
     Raises:
-        RuntimeError: there are such names, and ``strict``.
+        RuntimeError: there are such names, and ``strict``; or a shape is another one.
+        FormatError, UnsupportedError, UsageError, OSError: as :func:`load_file`.
     """
     state = load_file(filename, device, backend=backend)
     # What shares its memory with a tensor of the file has been loaded with it.
@@ -168,7 +231,13 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
         device: where tensors go: all that ``torch.device`` takes, but ``"meta"``. To a GPU they are copied
             encoded, and decoded there (:mod:`pyendor.torch_cuda`).
         backend: ``"mmap"`` takes slices of a map of the file, ``"pread"`` reads what they need.
-        verify: check each tensor's digest when it is read whole.
+        verify: check each tensor's digest when it is read whole (D-3).
+
+    Raises:
+        FormatError: its header breaks a rule J, C, M or T.
+        UnsupportedError: its major version is unknown (V-1).
+        UsageError: the framework, the device or the backend is unknown.
+        OSError: it cannot be read.
     """
 
     def __init__(
@@ -186,19 +255,62 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
         super().__init__(filename, backend, verify=verify)
 
     def get_tensor(self, name: str) -> Tensor:
-        """One tensor, decoded into new memory."""
+        """One tensor, decoded into new memory.
+
+        Args:
+            name: of the tensor.
+
+        Returns:
+            A tensor of its shape and dtype, on the device that the file was opened for.
+
+        Raises:
+            FormatError: its parts break a rule of section 8, or its digest, if checked, does not match.
+            UnsupportedError: this build cannot read it, or PyTorch does not have its type.
+            UsageError: there is no such tensor.
+        """
         return read(self._file, name, self._device, verify=self._verify)
 
     def get_tensors(self) -> dict[str, Tensor]:
-        """All tensors, decoded into new memory, in the order of their data."""
+        """All tensors, decoded into new memory.
+
+        Returns:
+            Tensors by name, in the order of their data.
+
+        Raises:
+            FormatError, UnsupportedError: as :meth:`get_tensor`.
+        """
         return _tensors(self._file, self._device, verify=self._verify)
 
     def get_encoded(self, name: str) -> EndorTensor:  # type: ignore[override]
-        """One encoded tensor, still compressed, as a tensor that decodes itself when it is used."""
+        """One encoded tensor, still compressed, as a tensor that decodes itself when it is used.
+
+        Args:
+            name: of the tensor.
+
+        Returns:
+            A tensor of its dense shape and dtype, its parts on the device that the file was opened for.
+
+        Raises:
+            UnsupportedError: this build cannot read it, or PyTorch does not have its type.
+            UsageError: there is no such tensor, or it is plain.
+        """
         return cast(EndorTensor, EndorTensor.from_encoded(self._file.get_encoded(name)).to(self._device))
 
     def get_slice(self, name: str) -> TensorSlice:
-        """A tensor to be indexed: ``get_slice(name)[:, 8:16]`` reads and decodes only what that needs."""
+        """A tensor to be indexed: ``get_slice(name)[:, 8:16]``.
+
+        Only what that needs is read, checked and decoded (B-11).
+
+        Args:
+            name: of the tensor.
+
+        Returns:
+            What has its shape and dtype, and gives tensors when it is indexed.
+
+        Raises:
+            UnsupportedError: this build cannot read it.
+            UsageError: there is no such tensor.
+        """
         return TensorSlice(self._file, self._file.tensor(name), self._device, verify=self._verify)
 
 
@@ -214,10 +326,15 @@ def iter_weights(
         path: an Endor or plain safetensors file, or a directory with such.
         device: where the tensors go.
         prefetch: tensors to be read ahead; 0 for none.
-        verify: check each tensor's digest.
+        verify: check each tensor's digest (D-3).
+
+    Yields:
+        Name and tensor, of the shape and dtype that it was saved with.
 
     Raises:
         FormatError, UnsupportedError: as :func:`load_file`, when the tensor at fault is asked for.
+        UsageError: there are no weights at ``path``; the device is unknown.
+        OSError: they cannot be read.
     """
     where = _device(device)
     with ExitStack() as stack:

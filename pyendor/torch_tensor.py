@@ -74,6 +74,9 @@ class EndorTensor(Tensor):
             parameters of any class in the place of others (accelerate).
         meta: the entry of the tensor, of a supported encoding.
         requires_grad: of the parameter.
+
+    Raises:
+        UnsupportedError: PyTorch does not have its type.
     """
 
     meta: TensorMeta
@@ -121,10 +124,16 @@ class EndorTensor(Tensor):
 
     @classmethod
     def from_dense(cls, tensor: Tensor) -> EndorTensor:
-        """Encodes a tensor, whatever that saves.
+        """Encodes a tensor in the smallest way (W-10), whatever that saves.
+
+        Args:
+            tensor: of any shape, memory layout and device.
+
+        Returns:
+            The same shape, dtype, device and elements.
 
         Raises:
-            UnsupportedError: its dtype cannot be encoded.
+            UnsupportedError: its dtype cannot be encoded (spec 5.3).
         """
         row = row_of(tensor.dtype)
         encoded = EncodedTensor.encode(
@@ -137,6 +146,12 @@ class EndorTensor(Tensor):
     def from_encoded(cls, encoded: EncodedTensor) -> EndorTensor:
         """An encoded tensor in PyTorch's hands; the memory is shared.
 
+        Args:
+            encoded: what :meth:`pyendor.numpy.safe_open.get_encoded` gives.
+
+        Returns:
+            A tensor of its dense shape and dtype, on the CPU.
+
         Raises:
             UnsupportedError: PyTorch does not have its type.
         """
@@ -144,14 +159,30 @@ class EndorTensor(Tensor):
         return cls(parts, encoded.meta)
 
     def to_encoded(self, name: str = "") -> EncodedTensor:
-        """The same as :class:`~pyendor.encoded.EncodedTensor` on the CPU, where it is the same memory."""
+        """The same as :class:`~pyendor.encoded.EncodedTensor` on the CPU, where it is the same memory.
+
+        Args:
+            name: what it is called there.
+
+        Returns:
+            Its parts and metadata, without a digest.
+        """
         return EncodedTensor(name, self.meta, {role: to_bytes(part) for role, part in self.parts.items()})
 
     def decode(self, out: Tensor | None = None, *, device: torch.device | str | int | None = None) -> Tensor:
-        """The dense tensor, in ``out`` if it is given; otherwise new, on ``device`` or where the parts are.
+        """The dense tensor, all rules of section 8 checked.
+
+        Args:
+            out: where to put it: contiguous, of this shape and dtype. Otherwise it is new.
+            device: where to put a new one; otherwise where the parts are.
+
+        Returns:
+            ``out``, or the new tensor.
 
         Raises:
-            FormatError: the parts break a rule of section 8.
+            FormatError: the parts break a rule of section 8. ``out`` then holds nothing of use.
+            ValueError: ``out`` is of another shape, dtype or device, or not contiguous.
+            RuntimeError: the tensor was given other memory through ``.data``.
         """
         self._require_own_memory()
         if out is None:

@@ -1,4 +1,4 @@
-"""Checks every rule and digest of a file or checkpoint, and compares checkpoints bit for bit.
+"""Checks every rule and digest of a file or checkpoint (spec 3, D-3), and compares checkpoints bit for bit.
 
 Unlike reading, this does not stop at the first fault: everything that is wrong is found and named.
 """
@@ -23,6 +23,8 @@ from pyendor.jobs import run as run_jobs
 from pyendor.layout import Bytes, Tensor
 from pyendor.storage import Desk
 from pyendor.writer import Progress
+
+__all__ = ["Problem", "Sum", "Verification", "compare", "verify"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,11 @@ class Verification:
     sums: list[Sum] = field(default_factory=list)
 
     def add(self, other: Verification) -> None:
-        """Adds what was found elsewhere."""
+        """Adds what was found elsewhere.
+
+        Args:
+            other: the findings.
+        """
         self.files += other.files
         self.tensors += other.tensors
         self.encoded += other.encoded
@@ -99,7 +105,12 @@ def verify(
         check_digests: also check D-2; a digest that this build cannot check is then a problem (D-4).
         sums: also compute the SHA-256 of every tensor's dense bytes.
         backend: the codec to use.
-        jobs, executor, progress: as in :func:`pyendor.convert.compress`.
+        jobs: how many files at a time, as in :func:`pyendor.convert.compress`.
+        executor: runs them instead, as there.
+        progress: called with the dense bytes of every tensor checked, one call at a time, on any thread.
+
+    Returns:
+        What was checked, and all that is wrong.
 
     Raises:
         UsageError: there are no weights at ``path``.
@@ -212,9 +223,13 @@ def compare(
         dense: the other.
         jobs, executor, progress: as in :func:`pyendor.convert.compress`.
 
+    Returns:
+        A problem for each tensor that only one of them has, or that differs; empty if they are equal.
+
     Raises:
         FormatError, UnsupportedError: one of them cannot be read.
-        OSError: it cannot be read, or the executor gave up.
+        UsageError: there are no weights at one of them.
+        OSError: one of them cannot be read, or the executor gave up.
     """
     ours, theirs = (_places(side) for side in (path, dense))
     absent = [

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyendor import atomic, locks
+from pyendor import atomic, locks, system
 from pyendor.errors import UsageError, quote
 
 SUFFIX = ".endor-work"
@@ -65,7 +65,7 @@ class Workspace:
         os.replace(self.drafts / name, self.files / name)
         if self._key is None:
             return
-        atomic.sync_directory(self.files)
+        system.sync_directory(self.files)
         self._done[name] = [origin, _identity(self.files / name)]
         self._write_journal()
 
@@ -160,7 +160,7 @@ def open_workspace(
         raise
     else:
         _clear(root)
-        atomic.sync_directory(target.parent)
+        system.sync_directory(target.parent)
     finally:
         if lock is not None:
             locks.release(lock)
@@ -178,9 +178,9 @@ def _enter(target: Path) -> tuple[Path, int | None]:
                 root.mkdir(0o700)
             except FileExistsError:
                 found = root.lstat()
-                if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                if not stat.S_ISDIR(found.st_mode) or not system.is_ours(found):
                     raise UsageError(f"{quote(str(root))} is in the way, and not ours: remove it") from None
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            flags = os.O_RDWR | os.O_CREAT | system.BINARY | system.NO_FOLLOWING
             descriptor = os.open(root / "lock", flags, 0o600)
         except FileNotFoundError:
             continue  # whose it was has finished
@@ -219,7 +219,7 @@ def _publish(space: Workspace, target: Path, force: bool) -> None:
     if target.is_dir():
         space.files.chmod(target.stat().st_mode & 0o7777)
     for directory, _, _ in os.walk(space.files, topdown=False):
-        atomic.sync_directory(Path(directory))
+        system.sync_directory(Path(directory))
     if not force or not target.exists():
         try:
             os.rename(space.files, target)

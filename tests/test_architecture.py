@@ -11,7 +11,7 @@ from conftest import ROOT
 
 # Every module may import those before it. A set: modules of one step, which do not import one another.
 ORDER: list[set[str]] = [
-    {"errors", "parallel", "slicing"},
+    {"errors", "parallel", "slicing", "system"},
     {"dtypes", "jobs", "locks"},
     {"jsontext"},
     {"container"},
@@ -58,7 +58,7 @@ FILES = {
     if path != PACKAGE / "__init__.py"
 }
 MODULES = sorted(FILES)
-LONGEST = 420
+LONGEST = 390  # lines, docstrings aside: they are the reference of the site
 
 
 def imported(module: str) -> set[str]:
@@ -91,8 +91,15 @@ def test_imports_point_one_way(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_are_small_and_say_what_they_do(module: str) -> None:
     source = FILES[module].read_text()
-    assert ast.get_docstring(ast.parse(source))
-    assert len(source.splitlines()) <= LONGEST
+    tree = ast.parse(source)
+    assert ast.get_docstring(tree)
+    documented = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+    )
+    docstrings = sum((text := node.body[0]).end_lineno - text.lineno + 1 for node in documented)
+    assert len(source.splitlines()) - docstrings <= LONGEST
 
 
 @pytest.mark.parametrize("module", ["pyendor", "pyendor.numpy", "pyendor.cli"])

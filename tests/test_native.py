@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SPLITTABLE, encode, encodings, some_floats, sparse_bytes
+from conftest import ROOT, SPLITTABLE, encode, encodings, some_floats, sparse_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -277,8 +278,18 @@ def test_reference_is_used_and_said_once_where_there_is_no_compiled_module(tmp_p
         "from pyendor import backends, reference\n"
         "assert backends.get() is backends.get() is reference"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stderr.count("without its native codec") == 1
+    shutil.copytree(ROOT / "pyendor", tmp_path / "pyendor", ignore=shutil.ignore_patterns("_native*"))
+    for place in ("installed", "source"):  # the directory where Python runs comes first
+        run = subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.meta_path = sys.meta_path[-3:]\n{code}"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert run.stderr.count("without its native codec") == 1
+        assert run.stderr.count("in another directory") == (place == "source")
+        (tmp_path / "CMakeLists.txt").touch()
 
 
 def test_decoding_after_fork(rng: np.random.Generator) -> None:
