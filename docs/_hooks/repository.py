@@ -19,7 +19,6 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
-from mkdocs.structure.nav import Link, Navigation
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,13 +104,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             file = File.generated(config, page, content=shown(path), inclusion=InclusionLevel.NOT_IN_NAV)
             files.append(file)
     return files
-
-
-def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
-    """Adds the inspector, which is a page of its own and no Markdown."""
-    if files.get_file_from_path("inspector/index.html") is not None:
-        nav.items.append(Link("Inspector", "inspector/index.html"))
-    return nav
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
