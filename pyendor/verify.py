@@ -221,7 +221,9 @@ def compare(
     Args:
         path: the one whose files are worked on in parallel.
         dense: the other.
-        jobs, executor, progress: as in :func:`pyendor.convert.compress`.
+        jobs: as in :func:`pyendor.convert.compress`.
+        executor: as in :func:`pyendor.convert.compress`.
+        progress: called with the dense bytes of every tensor that was compared.
 
     Returns:
         A problem for each tensor that only one of them has, or that differs; empty if they are equal.
