@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import _find_shared_tensors, _remove_duplicate_names
 from torch import Tensor
 
-from pyendor import atomic, checkpoint, file, layout, torch_cuda, writer
+from pyendor import atomic, checkpoint, file, layout, torch_cuda, torch_tensor, writer
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes
@@ -424,11 +424,9 @@ def torch_dtype(tensor: layout.Tensor) -> torch.dtype:
     Raises:
         UnsupportedError: it does not have it, or this build cannot read the tensor.
     """
-    name = dtype_of(tensor).torch
-    dtype = getattr(torch, name, None) if name is not None else None
+    dtype = torch_tensor.torch_dtype(dtype_of(tensor).name)
     if dtype is None:
         raise no_counterpart(tensor, "PyTorch")
-    assert isinstance(dtype, torch.dtype)
     return dtype
 
 

@@ -352,14 +352,15 @@ def _copy(into: EndorTensor, source: Tensor) -> EndorTensor:
     return into
 
 
-def _torch_dtype(meta: TensorMeta) -> torch.dtype:
-    """What PyTorch calls the type.
+def torch_dtype(name: str) -> torch.dtype | None:
+    """What PyTorch calls a dtype of the format; None if it does not have it."""
+    dtype = getattr(torch, dtypes.BY_NAME[name].torch or "", None)
+    return dtype if isinstance(dtype, torch.dtype) else None
 
-    Raises:
-        UnsupportedError: it does not have it.
-    """
-    dtype = getattr(torch, dtypes.BY_NAME[meta.dtype].torch or "", None)
-    if not isinstance(dtype, torch.dtype):
+
+def _torch_dtype(meta: TensorMeta) -> torch.dtype:
+    dtype = torch_dtype(meta.dtype)
+    if dtype is None:
         raise UnsupportedError(f"PyTorch has no counterpart of {meta.dtype}")
     return dtype
 

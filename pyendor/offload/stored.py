@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from pyendor import dtypes, layout
+from pyendor import layout
 from pyendor.encoded import EncodedTensor
 from pyendor.errors import UnsupportedError, quote
 from pyendor.file import File
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
+from pyendor.torch_tensor import torch_dtype
 
 # Direct reads begin and end at multiples of this, in the file and in memory.
 PAGE = 4096
@@ -86,8 +87,8 @@ class Stored:
         Raises:
             UnsupportedError: it does not have it.
         """
-        found = getattr(torch, dtypes.BY_NAME[self.dtype].torch or "", None)
-        if not isinstance(found, torch.dtype):
+        found = torch_dtype(self.dtype)
+        if found is None:
             raise UnsupportedError(f"tensor {quote(self.name)}: PyTorch has no counterpart of {self.dtype}")
         return found
 
