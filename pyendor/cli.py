@@ -11,8 +11,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -20,14 +19,6 @@ from typing import Annotated, ParamSpec
 
 import typer
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.text import Text
 
 import pyendor
@@ -168,7 +159,7 @@ def compress(
     compressed-tensors has compressed as sparse-bitmask or sparse-24-bitmask. If this is cut short, the
     same command goes on from there.
     """
-    with run_on(dask) as executor, _progress("compressing", source) as progress:
+    with run_on(dask) as executor, display.progress("compressing", source) as progress:
         done = convert.compress(
             source,
             _destination(source, destination),
@@ -201,7 +192,7 @@ def decompress(
     All rules and digests are checked on the way. SRC is only read. If this is cut short, the same
     command goes on from there.
     """
-    with run_on(dask) as executor, _progress("decompressing", source) as progress:
+    with run_on(dask) as executor, display.progress("decompressing", source) as progress:
         done = convert.decompress(
             source,
             _destination(source, destination),
@@ -235,7 +226,7 @@ def inspect(
     """
     if plot is not None:
         report.check_plot(plot, force=force)
-    with _progress("reading", path) as progress:
+    with display.progress("reading", path) as progress:
         found = report.inspect(path, backend=backend, progress=progress)
     if plot is not None:
         report.plot(found, plot, force=force)
@@ -264,7 +255,7 @@ def verify_command(
     as_json: Json = False,
 ) -> None:
     """Check every rule of the format and every digest, and name all that is wrong."""
-    with run_on(dask) as executor, _progress("verifying", path) as progress:
+    with run_on(dask) as executor, display.progress("verifying", path) as progress:
         checked = verify.verify(
             path,
             check_digests=digests,
@@ -277,7 +268,7 @@ def verify_command(
     problems = checked.problems
     compared = against is not None and not problems
     if against is not None and compared:
-        with run_on(dask) as executor, _progress("comparing", path) as progress:
+        with run_on(dask) as executor, display.progress("comparing", path) as progress:
             problems = verify.compare(path, against, jobs=jobs, executor=executor, progress=progress)
     if as_json:
         members = asdict(checked) | {"problems": [asdict(problem) for problem in problems]}
@@ -341,7 +332,7 @@ def prune_command(
         if target.exists() and not force:
             raise UsageError(f"{quote(str(target))} exists; use --force to replace it")
         inputs = _wanda_inputs(source, options, calibration, samples, device)
-    with _progress("pruning", source) as progress:
+    with display.progress("pruning", source) as progress:
         outcome = prune.prune(source, target, options, inputs=inputs, force=force, progress=progress)
     share = outcome.zeros / outcome.numel if outcome.numel else 0.0
     if as_json:
@@ -387,7 +378,7 @@ def _wanda_inputs(
     except ImportError as error:
         raise UsageError(f"Wanda needs {error.name}: pip install 'pyendor[transformers]'") from error
     calibration = wanda.Calibration.from_file(text, samples, device=device)
-    with _progress("calibrating", source) as progress:
+    with display.progress("calibrating", source) as progress:
         return wanda.collect(source, options, calibration, progress=progress)
 
 
@@ -398,23 +389,3 @@ def _destination(source: Path, destination: str) -> Path:
     if destination.endswith(os.sep) and not source.is_dir():
         raise UsageError(f"{quote(destination)} names a directory, the source is a file: name a file")
     return Path(destination)
-
-
-@contextmanager
-def _progress(what: str, path: Path) -> Iterator[Callable[[int], None]]:
-    """A bar over the dense bytes of all tensors, on stderr, where that is a terminal."""
-    console = display.err()
-    if not console.is_terminal:
-        yield lambda done: None
-        return
-    total = report.dense_bytes(path)
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)

@@ -6,7 +6,8 @@ Text that comes from files is escaped here, so that it cannot steer a terminal (
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,18 @@ from typing import Any
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
+from pyendor import report
 from pyendor.convert import Conversion
 from pyendor.errors import ForeignError, FormatError, printable, quote
 from pyendor.report import Report, Row
@@ -80,6 +90,26 @@ def error_members(error: Exception) -> dict[str, Any]:
 def print_json(members: dict[str, Any]) -> None:
     """Prints JSON."""
     print(json.dumps(members, indent=2, default=str))
+
+
+@contextmanager
+def progress(what: str, path: Path) -> Iterator[Callable[[int], None]]:
+    """A bar over the dense bytes of all tensors, on stderr, where that is a terminal."""
+    console = err()
+    if not console.is_terminal:
+        yield lambda done: None
+        return
+    total = report.dense_bytes(path)
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
 
 
 def print_conversion(done: Conversion, as_json: bool) -> None:

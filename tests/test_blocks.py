@@ -31,6 +31,8 @@ SHOWN = {"text", "hex", "json"}  # not code
 # Blocks that do not run, by their place on their page, and why. Three are the most.
 SKIPPED = {
     ("docs/how-to/prune.md", 0): "llm-compressor wants a model of the Hub and a GPU",
+    ("docs/cuda.md", 0): "PyTorch on a GPU: tests/test_gpu.py does this where there is one",
+    ("docs/cuda.md", 1): "device addresses and a stream of a GPU: tests/test_cuda.py does this in its place",
 }
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
@@ -122,6 +124,24 @@ def small(at: Path, sparsity: float) -> None:
         shutil.rmtree(whole)
 
 
+def llama(at: Path) -> None:
+    """An Endor checkpoint of a tiny Llama, pruned."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    import pyendor.transformers
+
+    sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 160}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads)).to(torch.bfloat16)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for weight in filter(lambda one: one.dim() == 2, layer.parameters()):
+                weight.mul_(torch.rand_like(weight) < 0.5)
+    pyendor.transformers.save_pretrained(model, at)
+
+
 def corpus(at: Path) -> None:
     """The conformance suite with a few of its cases: the others would be like them."""
     shutil.copytree(ROOT / "conformance", at, ignore=shutil.ignore_patterns("cases", "__pycache__"))
@@ -165,6 +185,7 @@ THINGS: dict[str, Callable[[Path], None]] = {
     "my-bitmask-model": lambda at: (
         shutil.copytree(ROOT / "tests" / "compressed-tensors" / "0.9.4", at) and None
     ),
+    "my-model-endor": llama,
     "endor": clone,
     "conformance": corpus,
     "spec": lambda at: at.symlink_to(ROOT / "spec"),
