@@ -8,9 +8,9 @@
 #   make arm      the same for 64-bit ARM, tested in an emulator
 #   make cuda     the CUDA kernels on the CPU: planted faults that the tests must find; a wheel that has the kernels, by an
 #                 nvcc from PyPI
-#   make gpu      on a machine with a GPU: tests, sanitizers, benchmarks; PYTHON is one with torch. In two halves of
-#                 under ten minutes each, gpu-codec and gpu-offload
+#   make gpu      on a machine with a GPU: tests, sanitizers, benchmarks, in under ten minutes; PYTHON is one with torch.
 #                 `make wheels` on a machine with a network fills build/wheels with what it needs
+#   make gpu-offload    the same for models that run offloaded
 #   make fuzz     the C library under libFuzzer, SECONDS=60 for each of two harnesses, and whether that bites
 #                 .ci/packages installs on Debian what native, arm, fuzz and inspector need
 #   make inspector    the page docs/inspector, in Chromium
@@ -28,7 +28,7 @@ BIN := $(VENV)/bin
 DEMO := .demo
 BUILD := build
 
-.PHONY: demo test oldest check native arm cuda wheel wheels gpu gpu-codec gpu-offload fuzz inspector bench docs dist \
+.PHONY: demo test oldest check native arm cuda wheel wheels gpu gpu-offload fuzz inspector bench docs dist \
   conformance clean
 
 demo: $(VENV)/demo.stamp
@@ -110,9 +110,7 @@ wheels: wheel
 	  transformers accelerate huggingface_hub hf_xet tokenizers regex pyyaml tqdm psutil httpx httpcore h11 anyio idna certifi click \
 	  shellingham
 
-gpu: gpu-codec gpu-offload
-
-gpu-codec:
+gpu:
 	PYTHON='$(PYTHON)' benchmarks/gpu.sh
 
 gpu-offload:

@@ -1,38 +1,12 @@
 #!/usr/bin/env bash
-# Offloading on a machine with a GPU, in under ten minutes: `make gpu-offload`, which `make gpu` does too. Results go to OUTPUT.
+# Offloading on a machine with a GPU, in under ten minutes: `make gpu-offload`. What it needs, and where results go: gpu_common.sh.
 #
-# PYTHON is one that has torch; what is missing besides comes from WHEELS (`make wheels`), or, where those are not there, from the network.
 # FOLDER is where the models are written: some 15 GB, on the disk that is to be measured.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
-wheels=${WHEELS:-build/wheels}
-output=${OUTPUT:-build/gpu}
-site=$PWD/build/gpu-site
-mkdir -p "$output"
-needed=(transformers accelerate)
-if ! PYTHONPATH="$site" "$python" -P -c 'import pyendor, transformers, accelerate' 2>/dev/null; then
-    if ls "$wheels"/pyendor-*.whl >/dev/null 2>&1; then
-        missing=()
-        for wheel in "$wheels"/*.whl; do
-            name=$(basename "$wheel" | cut -d- -f1)
-            if [ "$name" = pyendor ] || ! "$python" -m pip show -q "${name//_/-}" >/dev/null 2>&1; then missing+=("$wheel"); fi
-        done
-        "$python" -m pip install -q --upgrade --no-index --no-deps --target "$site" "${missing[@]}"
-    else
-        "$python" -m pip install -q --upgrade --target "$site" --no-deps .
-        "$python" -m pip install -q "${needed[@]}"
-    fi
-fi
-export PYTHONPATH="$site" PYTHONUNBUFFERED=1 PYTHONSAFEPATH= HF_HUB_OFFLINE=1
-status=0
+needed=(cffi ml_dtypes xxhash typer rich safetensors pytest hypothesis transformers accelerate)
+source "$(dirname "$0")/gpu_common.sh"
 
-echo "== tests of offloading"
-timeout 120 "$python" -P -m pytest -p no:cacheprovider -o addopts= -q -m cuda -ra tests/test_offload_cuda.py 2>&1 |
-    tee "$output/offload-tests.txt" || status=1
+step "tests of offloading" 90 offload-tests.txt "${pytest[@]}" tests/test_offload_cuda.py
 
-echo "== offloading"
-timeout 450 "$python" benchmarks/offload.py gpu -o "$output/offload.json" --folder "${FOLDER:-build/offload}" 2>&1 |
-    tee "$output/offload.txt" || status=1
+step offloading 480 offload.txt "$python" benchmarks/offload.py gpu -o "$output/offload.json" --folder "${FOLDER:-build/offload}"
 echo "results: $output/offload.json; to keep them: python benchmarks/offload_table.py $output/offload.json DEVICE"
 exit $status

@@ -150,7 +150,7 @@ def page() -> str:
     found = [Results(path) for path in sorted(RESULTS.glob("*.json"))]
     tables = "".join(map(text, found)) or "Not measured yet.\n\n"
     if not any(results.machine["device"] != "cpu" for results in found):
-        tables += "On a GPU: *not measured*. `make gpu` on a machine that has one measures it.\n"
+        tables += "On a GPU: *not measured*. `make gpu-offload` on a machine that has one measures it.\n"
     return MARKS.sub(lambda mark: mark[1] + tables.rstrip() + "\n" + mark[2], PAGE.read_text("utf-8"))
 
 
