@@ -207,6 +207,7 @@ def main() -> None:
             "layers": about.layers,
             "of": about.of,
             "bytes": sizes,
+            "layers_bytes": {kind: layers_nbytes(root / kind) for kind in offload_models.KINDS},
         }
         for what in ("accelerate", "accelerate-safetensors"):
             worker({"root": str(root), "prepare": what})
