@@ -23,8 +23,9 @@ from pyendor.offload.stored import PAGE, Read
 Mode = Literal["direct", "cache", "gds"]
 MODES = ("auto", "direct", "cache", "gds")
 
-# What one request asks for, and how many are on their way: disks are faster with several.
-_REQUEST = 4 << 20
+# What one request asks for, and how many are on their way: some disks are faster with several. Short ones
+# leave gaps between them, as a thread that has read waits for its turn beside the one that computes.
+_REQUEST = 16 << 20
 _REQUESTS = 4
 # How much is read in each way to find out which is faster; below _WORTH both together it is not worth it.
 _SAMPLE = 16 << 20
