@@ -62,6 +62,18 @@ class Results:
         found = [token["seconds"] for run in self.of(*which) for token in run["tokens"]]
         return statistics.median(found) if found else None
 
+    def whole(self, *which: str) -> float | None:
+        """Median time of a token of the whole model: that of the layers that were run, times so many more."""
+        about = self.models[which[0]]
+        more = about["of"] / about["layers"] - 1
+        found = [
+            token["seconds"] + more * token["layers"]
+            for run in self.of(*which)
+            for token in run["tokens"]
+            if "layers" in token
+        ]
+        return statistics.median(found) if found and more else None
+
     def total(self, key: str, *which: str) -> float:
         """Sum over all tokens."""
         return sum(token.get(key, 0) for run in self.of(*which) for token in run["tokens"])
@@ -97,6 +109,8 @@ def speeds(results: Results, model: str, state: str, tier: str) -> str:
         line = [name, f"{1 / seconds:.3f}", f"{results.total('read', *which) / tokens / 1e9:.2f} GB"]
         line.append(f"{max(0.0, 1 - waiting / fetching):.0%}" if fetching else "")
         line += [f"{other / seconds:.2f}x" if other else "" for other in (base, fair)]
+        whole = results.whole(*which)
+        line += [] if whole is None else [f"{whole:.1f} s"]
         lines.append(line)
     if not lines:
         return ""
@@ -104,6 +118,8 @@ def speeds(results: Results, model: str, state: str, tier: str) -> str:
     about = f"{results.models[model]['about']}. {STATES[state, tier]}"
     about += f" (the disk alone: {statistics.median(rates):.2f} GB/s)" if state == "cold" else ""
     head = ["", "tokens/s", "read from disk for a token", "hidden", "of Accelerate", "of dense weights"]
+    if len(lines[0]) > len(head):
+        head.append(f"a token of all {results.models[model]['of']} layers would take")
     return f"{about}:\n\n" + table(head, lines)
 
 

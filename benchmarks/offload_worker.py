@@ -88,6 +88,21 @@ def prepare(root: Path, what: str) -> None:
     (folder / "index.json").write_text(json.dumps(index))
 
 
+def timed_layers(model: Any) -> list[float]:
+    """Takes down when the first of the numbered layers begins and when the last ends."""
+    import torch
+
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers, marks = max(lists, key=len), []
+
+    def mark(*_: Any) -> None:
+        marks.append(time.perf_counter())
+
+    layers[0].register_forward_pre_hook(mark, prepend=True)
+    layers[-1].register_forward_hook(mark)
+    return marks
+
+
 def read_bytes() -> int:
     """Bytes that this process has had read from disk, read ahead or not."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
@@ -104,6 +119,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     model, moved = (accelerates if job["what"].startswith("accelerate") else ours)(root, job)
     loading = time.perf_counter() - began
+    marks = timed_layers(model)
     ids = torch.arange(PROMPT)[None].to(job["device"])
     past, tokens = None, []
     for _ in range(job["tokens"] + 1):
@@ -112,7 +128,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         ids, past = out.logits[:, -1:].argmax(-1), out.past_key_values
         chosen = int(ids)  # the host has it now
         seconds = time.perf_counter() - began
-        tokens.append({"seconds": seconds, "read": read_bytes() - before, "token": chosen} | moved())
+        start, stop = marks[-2:]
+        found = {"seconds": seconds, "layers": stop - start, "read": read_bytes() - before, "token": chosen}
+        tokens.append(found | moved())
     about = {
         key: getattr(model, name, None) for key, name in (("reading", "about_reading"), ("stored", "stored"))
     }
