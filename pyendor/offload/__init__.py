@@ -21,7 +21,7 @@ from pyendor.errors import UsageError, quote
 from pyendor.offload import empty, layers, load
 from pyendor.offload.engine import Engine
 from pyendor.offload.layers import Layer, Parts
-from pyendor.offload.summary import Moved, Share, Summary
+from pyendor.offload.report import Moved, Share, Summary
 
 __all__ = ["Moved", "Share", "Summary", "close", "moved", "offload_model", "summary"]
 
