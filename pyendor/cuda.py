@@ -40,6 +40,7 @@ except ImportError:  # no compiler was at hand when the package was installed
 DRIVER = "PYENDOR_CUDA_DRIVER"
 
 _NOWHERE = (1 << 64) - 1
+_REFUSED = "the CUDA decoder refuses its arguments: a range or an address makes no sense"
 
 
 class Fault(NamedTuple):
@@ -86,7 +87,10 @@ class Launch:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._cuda = _require()
         self._count = len(jobs)
-        self._jobs = _native.ffi.new("endor_cuda_job[]", [_members(job) for job in jobs])
+        try:
+            self._jobs = _native.ffi.new("endor_cuda_job[]", [_members(job) for job in jobs])
+        except OverflowError as error:
+            raise ValueError(_REFUSED) from error
 
     def __call__(self, stream: int = 0, outs: Sequence[int] | None = None) -> None:
         """Puts it onto a stream.
@@ -111,7 +115,7 @@ class Launch:
             text = ffi.string(lib.endor_cuda_message(self._cuda, result[0])).decode()
             raise RuntimeError(f"CUDA: {text} (error {result[0]})")
         if status != lib.ENDOR_OK:
-            raise ValueError("the CUDA decoder refuses its arguments: a range or an address makes no sense")
+            raise ValueError(_REFUSED)
 
 
 def decode(jobs: Sequence[Job], stream: int = 0) -> None:
