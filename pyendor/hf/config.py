@@ -63,11 +63,8 @@ class EndorConfig(QuantizationConfigMixin):
                 f"the weights were quantized ({quote(str(method))}) before they were compressed, which "
                 "transformers cannot load: decompress the checkpoint and use what can"
             )
-        return auto.AutoQuantizationConfig.from_dict(dict(inner))
-
-    def take(self, given: EndorConfig) -> None:
-        """Takes over from a config that was given by the caller how to load."""
-        self.keep_compressed, self.verify = given.keep_compressed, given.verify
+        found = auto.AutoQuantizationConfig.from_dict(dict(inner))
+        return (found, kwargs) if return_unused_kwargs else found
 
 
 def known(inner: Mapping[str, Any]) -> bool:
@@ -88,8 +85,9 @@ def install() -> None:
     def merge_quantization_configs(
         cls: type, quantization_config: Any, quantization_config_from_args: Any = None
     ) -> Any:
-        if not isinstance(quantization_config_from_args, EndorConfig):
-            return stock(quantization_config, quantization_config_from_args)
+        given = quantization_config_from_args
+        if not isinstance(given, EndorConfig):
+            return stock(quantization_config, given)
         merged = stock(quantization_config, None)
         if not isinstance(merged, EndorConfig):
             method = getattr(merged.quant_method, "value", merged.quant_method)
@@ -97,7 +95,7 @@ def install() -> None:
                 f"the weights of this model are quantized ({quote(str(method))}): it is loaded as that, and "
                 "EndorConfig has nothing to say about it; leave it out"
             )
-        merged.take(quantization_config_from_args)
+        merged.keep_compressed, merged.verify = given.keep_compressed, given.verify
         return merged
 
     auto.AutoHfQuantizer.merge_quantization_configs = classmethod(merge_quantization_configs)
