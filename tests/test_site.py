@@ -196,6 +196,14 @@ def test_what_others_document_is_left_to_them(documents: dict[str, Document]) ->
     assert not {f"{name}.{method}" for method in elsewhere(EndorReader)} & page.identifiers
 
 
+def test_docstrings_are_linked(documents: dict[str, Document], site: Path) -> None:
+    assert "#pyendor.torch.save_file" in documents["reference/torch.html"].links
+    assert "#pyendor.torch.safe_open.get_tensor" in documents["reference/torch.html"].links
+    assert "torch.html#pyendor.torch.EndorTensor" in documents["reference/transformers.html"].links
+    for page in set(PUBLIC.values()):
+        assert not re.search(r":(attr|class|data|func|meth|mod):", (site / f"{page}.html").read_text("utf-8"))
+
+
 def test_modules_that_are_promised_are_documented() -> None:
     pages = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
     assert set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE)) == PUBLIC.keys()
