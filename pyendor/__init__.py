@@ -4,6 +4,7 @@ Importing the package is light. The front doors are modules of their own:
 
 * :mod:`pyendor.numpy` mirrors ``safetensors.numpy``, :mod:`pyendor.torch` mirrors ``safetensors.torch``, and
   :func:`safe_open` opens a file for either;
+* :mod:`pyendor.transformers` loads and saves models, :mod:`pyendor.offload` runs those that do not fit;
 * the ``endor`` command compresses, inspects, verifies and restores checkpoints.
 
 The format is specified in ``spec/endor-1.md``; rule IDs in errors (``B-6``) refer to it.
@@ -59,7 +60,7 @@ def safe_open(
         verify: check each tensor's digest when it is read whole (D-3).
 
     Returns:
-        A :class:`pyendor.torch.safe_open` or a :class:`pyendor.numpy.safe_open`.
+        The open file, a :class:`pyendor.torch.safe_open` or a :class:`pyendor.numpy.safe_open`.
 
     Raises:
         FormatError: the header of the file breaks a rule J, C, M or T.

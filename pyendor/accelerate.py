@@ -1,8 +1,8 @@
 """Weights for accelerate that stay encoded: the ``state_dict`` of its ``cpu_offload`` and ``dispatch_model``.
 
 Accelerate asks for a weight by name each time that its module is about to run, moves what it gets to the
-device and drops it afterwards. What it gets here is encoded, so encoded is what moves. Needs the extra
-``pyendor[transformers]``.
+device and drops it afterwards. What it gets here is encoded (spec 8), so encoded is what moves. Needs the
+extra ``pyendor[transformers]``.
 """
 
 from __future__ import annotations
@@ -21,26 +21,35 @@ from pyendor.errors import UsageError, quote
 from pyendor.torch import read, torch_dtype
 from pyendor.torch_tensor import EndorTensor
 
+__all__ = ["EncodedWeights"]
+
 _SHOWN = 5
 
 
 class EncodedWeights(Mapping[str, Tensor]):
-    """The weights of a checkpoint by name, for ``cpu_offload(model, "cuda", state_dict=...)``.
+    """The weights of a checkpoint by name, for ``cpu_offload(model, "cuda", state_dict=...)`` of accelerate.
 
-    Encoded tensors come as :class:`~pyendor.torch_tensor.EndorTensor`, others as they are.
+    A mapping that is only read: ``weights[name]`` is a tensor on the CPU. Encoded tensors come as
+    :class:`~pyendor.torch_tensor.EndorTensor`, their parts checked (B-11), others as they are.
 
     Args:
         path: a file, or a directory with a checkpoint, Endor or dense.
         model: whose weights these are, empty (on the meta device) or not. Names are then those of the model,
             where one tensor of the file serves all parameters that are tied, and dtypes are the model's.
             Without it names and dtypes are those of the checkpoint.
-        on_disk: read a weight each time that it is asked for, instead of all of them now.
-        pin_memory: keep them where a GPU can copy from without the processor.
-        verify: check digests.
+        on_disk: read a weight each time that it is asked for, instead of all of them now; files stay open.
+        pin_memory: keep them in pinned memory, which a GPU copies from without the processor.
+        verify: check the digests of encoded tensors when they are read (D-3).
 
     Raises:
-        FormatError, UnsupportedError: the checkpoint breaks a rule, or needs what this build does not have.
-        UsageError: the model has parameters that the checkpoint does not, or of another shape.
+        FormatError: the checkpoint breaks a rule, or a digest, if checked, does not match; with ``on_disk``
+            what is wrong with a weight is found when that is asked for.
+        UnsupportedError: it needs what this build does not have, or a type that PyTorch does not have.
+        UsageError: the model has parameters that the checkpoint does not, or of another shape; there are no
+            weights at ``path``.
+        OSError: it cannot be read.
+        KeyError: when a weight is asked for that there is not.
+        RuntimeError: memory cannot be pinned, as where there is no GPU.
     """
 
     def __init__(

@@ -1,9 +1,10 @@
 """The CUDA decoder: device addresses and a stream in, dense elements in device memory out. No torch here.
 
 Everything is put onto the caller's stream, in the caller's current context: nothing is allocated and
-nothing waits. A tensor's parts and its output are addresses, as ``data_ptr()`` of torch or
+nothing waits. A tensor's parts (spec 8) and its output are addresses, as ``data_ptr()`` of torch or
 ``__cuda_array_interface__`` give them (:mod:`pyendor.dlpack` takes them from arrays); who hands them over
-keeps the memory until the stream has got there.
+keeps the memory until the stream has got there. ``meta`` of a job is that of a
+:class:`~pyendor.encoded.EncodedTensor`, which ``get_encoded`` of an open file gives.
 
     job = Job(meta, packed(meta, base), out=dense.data_ptr(), status=word.data_ptr())
     launch = Launch([job, ...])  # the matrices of a layer: one kernel
@@ -11,8 +12,8 @@ keeps the memory until the stream has got there.
     ...                          # later, when `word` has been copied to the host:
     check(int(word))
 
-Whatever the bytes of the parts are, the kernels stay inside the buffers. The rules are checked on the way:
-what they find broken they put into a *status word*, 8 bytes of device memory that were 0 before.
+Whatever the bytes of the parts are, the kernels stay inside the buffers. The rules are checked on the way
+(B-11): what they find broken they put into a *status word*, 8 bytes of device memory that were 0 before.
 
 ``PYENDOR_CUDA_DRIVER`` names another library than the system's ``libcuda``, such as the one that tests run
 the kernels on a CPU with.
@@ -32,6 +33,20 @@ from pyendor.errors import BackendUnavailableError, FormatError
 from pyendor.layout import BLOCK, blocks
 from pyendor.metadata import TensorMeta
 
+__all__ = [
+    "Fault",
+    "Job",
+    "Launch",
+    "available",
+    "check",
+    "decode",
+    "fault",
+    "load",
+    "packed",
+    "packed_nbytes",
+    "unavailable",
+]
+
 try:
     from pyendor import _native
 except ImportError:  # no compiler was at hand when the package was installed
@@ -40,6 +55,7 @@ except ImportError:  # no compiler was at hand when the package was installed
 DRIVER = "PYENDOR_CUDA_DRIVER"
 
 _NOWHERE = (1 << 64) - 1
+_REFUSED = "the CUDA decoder refuses its arguments: a range or an address makes no sense"
 
 
 class Fault(NamedTuple):
@@ -58,13 +74,19 @@ class Fault(NamedTuple):
 class Job:
     """A range of blocks of one tensor to be decoded, all of them if nothing else is said.
 
+    Addresses are those of device memory, or of host memory that the device can use. Parts and output need no
+    alignment; multiples of 16 are fast.
+
     Attributes:
-        meta: of a supported encoding.
-        parts: the device address of each part, by role; their lengths are those of :func:`layout.part_specs`.
+        meta: entry of the tensor, of a supported encoding.
+        parts: the address of each part, by role; their lengths are those of B-2, to which the parts of an
+            :class:`~pyendor.encoded.EncodedTensor` are held.
         out: where the elements go, ``(min(stop * 4096, numel) - first * 4096) * itemsize`` bytes; None to
             check only.
-        status: the address of a status word, a multiple of 8; None for parts that were checked before.
-        first, stop: the range; stop None stands for the last block's end.
+        status: the address of a status word, a multiple of 8; None for parts that were checked before. Jobs
+            may share one: of their faults that of the lowest block remains.
+        first: the block of 4096 elements that the range begins with.
+        stop: the block behind its last one; None stands for the number of blocks.
     """
 
     meta: TensorMeta
@@ -78,27 +100,38 @@ class Job:
 class Launch:
     """Jobs, ready to be launched: one kernel for every 32 that have elements of one size.
 
+    It is called, as ``launch(stream)``, as often as wanted, also while the stream is captured into a CUDA
+    graph (after :func:`load`).
+
+    Args:
+        jobs: what is to be decoded; they are copied, the memory that they name is not.
+
     Raises:
         BackendUnavailableError: there is no CUDA here (:func:`unavailable` says why).
-        ValueError: a job makes no sense.
+        ValueError: a number of a job is negative or too large.
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._cuda = _require()
         self._count = len(jobs)
-        self._jobs = _native.ffi.new("endor_cuda_job[]", [_members(job) for job in jobs])
+        try:
+            self._jobs = _native.ffi.new("endor_cuda_job[]", [_members(job) for job in jobs])
+        except OverflowError as error:
+            raise ValueError(_REFUSED) from error
 
     def __call__(self, stream: int = 0, outs: Sequence[int] | None = None) -> None:
         """Puts it onto a stream.
 
         Args:
-            stream: a ``CUstream`` or ``cudaStream_t`` as a number, such as ``torch.cuda.Stream.cuda_stream``;
-                0 is the default stream.
-            outs: other outputs than those of the jobs, from now on. Not while another thread launches this.
+            stream: a ``CUstream`` or ``cudaStream_t`` as a number, such as that of
+                ``torch.cuda.current_stream().cuda_stream``; 0 is the default stream.
+            outs: the addresses of other outputs than those of the jobs, in their order, from now on. Not
+                while another thread launches this.
 
         Raises:
             ValueError: a job makes no sense. Nothing was launched.
             RuntimeError: the driver refused.
+            IndexError: there are more outputs than jobs. Nothing was launched.
         """
         for i, out in enumerate(outs or ()):
             self._jobs[i].out = _pointer(out)
@@ -111,11 +144,21 @@ class Launch:
             text = ffi.string(lib.endor_cuda_message(self._cuda, result[0])).decode()
             raise RuntimeError(f"CUDA: {text} (error {result[0]})")
         if status != lib.ENDOR_OK:
-            raise ValueError("the CUDA decoder refuses its arguments: a range or an address makes no sense")
+            raise ValueError(_REFUSED)
 
 
 def decode(jobs: Sequence[Job], stream: int = 0) -> None:
-    """Launches jobs once; see :class:`Launch`."""
+    """Launches jobs once, as :class:`Launch` does.
+
+    Args:
+        jobs: what is to be decoded.
+        stream: a ``CUstream`` or ``cudaStream_t`` as a number; 0 is the default stream.
+
+    Raises:
+        BackendUnavailableError: there is no CUDA here.
+        ValueError: a job makes no sense. Nothing was launched.
+        RuntimeError: the driver refused.
+    """
     Launch(jobs)(stream)
 
 
@@ -124,6 +167,13 @@ def packed(meta: TensorMeta, base: int) -> dict[str, int]:
 
     So they lie in a canonical file (W-3), and in device memory that they were copied to in one piece. Where
     ``base`` is a multiple of 64, all of them are.
+
+    Args:
+        meta: entry of the tensor, of a supported encoding.
+        base: the address of the first part.
+
+    Returns:
+        Addresses by role, as :class:`Job` takes them.
     """
     specs = layout.part_specs(meta)
     starts = itertools.accumulate((spec.nbytes for spec in specs), initial=base)
@@ -131,12 +181,25 @@ def packed(meta: TensorMeta, base: int) -> dict[str, int]:
 
 
 def packed_nbytes(meta: TensorMeta) -> int:
-    """The bytes of all parts of a tensor, a multiple of 64."""
+    """The bytes of all parts of a tensor (B-2).
+
+    Args:
+        meta: entry of the tensor, of a supported encoding.
+
+    Returns:
+        Their sum, a multiple of 64.
+    """
     return sum(spec.nbytes for spec in layout.part_specs(meta))
 
 
 def fault(word: int) -> Fault | None:
-    """What a status word, as a number of either sign, says; None if nothing is wrong.
+    """What a status word says.
+
+    Args:
+        word: the word, as a number of 64 bits with or without a sign, when the stream has got there.
+
+    Returns:
+        What is wrong; None if nothing is.
 
     Raises:
         RuntimeError: it is none. Something else has written there.
@@ -154,8 +217,14 @@ def fault(word: int) -> Fault | None:
 def check(word: int, *, tensor: str | None = None, path: str | None = None) -> None:
     """Raises what a status word says.
 
+    Args:
+        word: as for :func:`fault`.
+        tensor: name of the tensor, for the error.
+        path: its file, for the error.
+
     Raises:
         FormatError: a rule is broken. The codecs of the CPU know the offset too.
+        RuntimeError: as for :func:`fault`.
     """
     found = fault(word)
     if found is None:
@@ -165,7 +234,7 @@ def check(word: int, *, tensor: str | None = None, path: str | None = None) -> N
 
 
 def available() -> bool:
-    """Whether there is a device, and kernels in this build that run on it."""
+    """Whether there is a device, and kernels in this build that run on it; found out once."""
     return unavailable() is None
 
 
@@ -187,6 +256,8 @@ def kernels_nbytes() -> int:
 
 def load() -> None:
     """Loads the kernels into the current context, before the first launch there is captured into a graph.
+
+    Otherwise the first launch does it, which may wait for the device.
 
     Raises:
         BackendUnavailableError: there is no CUDA here.

@@ -3,7 +3,8 @@
     dcp.load(state, storage_reader=EndorReader("model-endor/"))
 
 fills tensors, sharded by whatever is made of DTensors (FSDP2, tensor parallelism) or known to PyTorch
-otherwise, from a checkpoint that is not sharded for anybody. Dense checkpoints are read too.
+otherwise, from a checkpoint that is not sharded for anybody (spec 11). Dense checkpoints are read too. Needs
+the extra ``pyendor[torch]``.
 """
 
 from __future__ import annotations
@@ -29,22 +30,33 @@ from pyendor import checkpoint
 from pyendor.errors import UsageError, quote
 from pyendor.torch import safe_open
 
+__all__ = ["EndorReader"]
+
 
 class EndorReader(StorageReader):
     """Reads what the plan of a rank asks for from an Endor or dense checkpoint.
+
+    It is made and given to ``dcp.load``, which calls its methods: they are those of PyTorch's interface
+    ``torch.distributed.checkpoint.StorageReader``, and documented there. Of an encoded tensor the blocks that
+    a slice touches are read, checked and decoded (B-11). Values are converted where a tensor to be filled has
+    another dtype than the checkpoint. What goes wrong ``dcp.load`` raises as a ``CheckpointException``, whose
+    ``failures`` holds the errors that are named here, or PyTorch's own where names or shapes do not fit.
 
     Args:
         path: a file or a checkpoint directory; ``checkpoint_id`` of ``dcp.load`` takes its place.
         names: names in the checkpoint by those in the state, where they differ, as of tied weights:
             ``{"lm_head.weight": "model.embed_tokens.weight"}``.
-        verify: check the digests of tensors that are read whole.
+        verify: check the digests of tensors that are read whole (D-3).
 
     Attributes:
-        bytes_read: by this process, of files, headers included.
+        bytes_read: bytes of files, headers included, that this process has read since the reader was made or
+            given a ``checkpoint_id``.
 
     Raises:
-        FormatError, UnsupportedError: what is read breaks a rule, or needs what this build does not have.
-        UsageError: ``names`` has names that the checkpoint does not.
+        FormatError: what is read breaks a rule, or a digest, if checked, does not match.
+        UnsupportedError: it needs what this build does not have, or a type that PyTorch does not have.
+        UsageError: ``names`` has names that the checkpoint does not; there are no weights at the path.
+        OSError: it cannot be read.
     """
 
     def __init__(

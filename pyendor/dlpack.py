@@ -4,7 +4,8 @@
     dlpack.decode(meta, cupy.asarray(parts), out, status=word)  # on CuPy's device, on its default stream
     cuda.check(int(word[0]))
 
-Arrays are borrowed, never owned: nothing is copied, and who made them frees them.
+What is decoded are the parts of section 8 of the specification. Arrays are borrowed, never owned: nothing is
+copied, and who made them frees them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pyendor import cuda, layout
 from pyendor.cuda import Job
 from pyendor.metadata import TensorMeta
 
+__all__ = ["Borrowed", "borrow", "decode"]
+
 # kDLCUDA, kDLCUDAHost, kDLCUDAManaged: what kernels can read and write.
 DEVICES = frozenset({2, 3, 13})
 _LEGACY_STREAM = 1  # what the protocol calls CUDA's default stream
@@ -29,9 +32,9 @@ class Borrowed:
     """Memory of an array, which stays as long as this is kept.
 
     Attributes:
-        address: of its first byte.
+        address: of its first element, as a number; what :class:`pyendor.cuda.Job` takes.
         nbytes: how many bytes there are, one behind the other.
-        device: type and number, as ``__dlpack_device__`` says.
+        device: type and number, as ``__dlpack_device__`` of the array API says.
         keep: what keeps it alive.
     """
 
@@ -42,10 +45,18 @@ class Borrowed:
 
 
 def borrow(array: Any, stream: int = 0) -> Borrowed:
-    """The memory of an array that has ``__dlpack__``, to be used on a stream, 0 being CUDA's default one.
+    """The memory of an array that has ``__dlpack__``, to be used on a stream.
+
+    Args:
+        array: of any shape and dtype, contiguous, in memory of a CUDA device, or in managed or pinned memory.
+        stream: a stream of CUDA as a number, that the array is to be ready for; 0 is the default one.
+
+    Returns:
+        Where it lies. Keep it as long as the memory is used.
 
     Raises:
         ValueError: it is not contiguous, or not where kernels can reach it.
+        AttributeError: it has no ``__dlpack__``.
     """
     kind, number = (int(value) for value in array.__dlpack_device__())
     if kind not in DEVICES:
@@ -71,18 +82,27 @@ def decode(
 ) -> None:
     """Launches the decoding of one tensor.
 
+    Arrays are contiguous, of any dtype and shape: bytes count.
+
     Args:
-        meta: of a supported encoding.
-        parts: arrays by role, or one array of all parts one behind the other.
+        meta: entry of the tensor, of a supported encoding.
+        parts: arrays by role, of the lengths of B-2; or one array of all parts one behind the other, in the
+            order of B-2.
         out: an array of exactly as many bytes as the elements have; None to check only.
-        status: an array of 8 bytes that are 0; None for parts that were checked before.
-        first, stop: a range of blocks, all of them if nothing else is said.
+        status: an array of 8 bytes that are 0, for what :func:`pyendor.cuda.check` takes; None for parts that
+            were checked before.
+        first: the block of 4096 elements to begin with.
+        stop: the block behind the last one; None stands for the number of blocks.
         stream: a stream of CUDA as a number; 0 is the default one. The arrays are to be kept until it has got
             there.
 
     Raises:
-        ValueError: an array is too small, not contiguous, or not where kernels can reach it.
+        ValueError: an array has another size, is not contiguous, or not where kernels can reach it; the range
+            makes no sense.
+        KeyError: a part is missing.
+        AttributeError: an array has no ``__dlpack__``.
         BackendUnavailableError: there is no CUDA here.
+        RuntimeError: the driver refused.
     """
     specs = {spec.role: spec.nbytes for spec in layout.part_specs(meta)}
     if isinstance(parts, Mapping):

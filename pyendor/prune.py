@@ -27,7 +27,7 @@ from pyendor.importers import compressed_tensors
 from pyendor.layout import Bytes
 from pyendor.writer import Progress, TensorSource
 
-__all__ = ["Options", "Outcome", "prune"]
+__all__ = ["Inputs", "Options", "Outcome", "prune"]
 
 Group = Literal["tensor", "row"]
 
@@ -139,8 +139,8 @@ def prune(
         source: a safetensors file, or a directory in the layout of Hugging Face libraries.
         destination: a file, or a directory.
         options: what is to be pruned, and how.
-        inputs: by name of the tensor; with it elements are compared by Wanda's score, and every tensor that
-            is pruned must be in it.
+        inputs: by name of the tensor, as :func:`pyendor.wanda.collect` gives them; with it elements are
+            compared by Wanda's score, and every tensor that is pruned must be in it.
         force: replace an existing destination.
         progress: called with the dense bytes of every tensor written.
 

@@ -2,7 +2,8 @@
 
 ``AutoModel....from_pretrained(path, variant="endor")`` then decodes them while they are read, into the plain
 model that the dense checkpoint would give. :func:`from_pretrained` does it in one line and accepts no weight
-that is missing. See ``docs/transformers.md``. Needs the extra ``pyendor[transformers]``.
+that is missing. A checkpoint is a directory as section 11 of the specification has it; names and options are
+those of transformers. See ``docs/transformers.md``. Needs the extra ``pyendor[transformers]``.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ from __future__ import annotations
 from pyendor.hf import config, files
 from pyendor.hf.config import EndorConfig
 from pyendor.hf.models import from_pretrained, save_pretrained
-from pyendor.hf.quantizer import EndorQuantizer
 
-__all__ = ["EndorConfig", "EndorQuantizer", "from_pretrained", "save_pretrained"]
+__all__ = ["EndorConfig", "from_pretrained", "save_pretrained"]
 
 files.install()
 config.install()

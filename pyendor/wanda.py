@@ -5,6 +5,10 @@ block are observed by forward hooks, the block is pruned, and what it then puts 
 gets. One block is in memory at a time, besides what surrounds the blocks (embeddings) and the hidden states
 of all texts. What comes out are the norms; :func:`pyendor.prune.prune` writes the files with them.
 
+    options = Options(sparsity=0.5, group="row")
+    inputs = collect(source, options, Calibration.from_file(Path("text.txt")))
+    prune(source, destination, options, inputs=inputs)
+
 Needs the extra ``pyendor[transformers]``, and a tokenizer beside the weights.
 """
 
@@ -29,6 +33,8 @@ from pyendor.prune import Inputs, Options, check_source, converted, prune_bytes
 from pyendor.torch import read
 from pyendor.torch_tensor import BY_TORCH, from_bytes, to_bytes
 
+__all__ = ["Calibration", "collect"]
+
 SAMPLES = 128
 LENGTH = 2048
 
@@ -38,9 +44,9 @@ class Calibration:
     """The texts that a model is shown, and how.
 
     Attributes:
-        texts: one for each sample.
+        texts: one for each sample, like those that the model is for.
         length: tokens of a text that are used, at most; fewer where the model takes no more.
-        device: where the model runs.
+        device: where the model runs, as PyTorch calls it.
     """
 
     texts: Sequence[str]
@@ -51,10 +57,20 @@ class Calibration:
     def from_file(
         cls, path: Path, samples: int = SAMPLES, length: int = LENGTH, device: str = "cpu"
     ) -> Calibration:
-        """Lines of a text file, spread evenly over it.
+        """Lines of a text file, spread evenly over it; empty ones do not count.
+
+        Args:
+            path: the file, in UTF-8, a sample a line.
+            samples: how many lines are taken; all of them if there are fewer. The paper takes 128.
+            length: tokens of a line that are used, at most.
+            device: where the model runs.
+
+        Returns:
+            The texts, in their order.
 
         Raises:
-            UsageError: it has none.
+            UsageError: it has no lines, or is not UTF-8.
+            OSError: it cannot be read.
         """
         try:
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -77,14 +93,21 @@ def collect(
     """The inputs of all matrices that are to be pruned, by their names in the checkpoint.
 
     Args:
-        source: a directory with weights, config and tokenizer.
+        source: a directory with dense weights, config and tokenizer; it is only read.
         options: what :func:`pyendor.prune.prune` will be given; ``group`` is ``row`` in the paper.
         calibration: the texts.
         progress: called with the dense bytes of every block that is done.
 
+    Returns:
+        By name the L2 norms of the inputs of every matrix over all tokens, ``float32 [inputs]``; ones where
+        no token went, as may be with experts, which are then pruned by magnitude.
+
     Raises:
         UsageError: the model is none that is a chain of blocks, has no tokenizer, or matrices whose inputs
-            are not seen, such as experts that transformers has fused.
+            are not seen, such as experts that transformers has fused; the texts have no tokens; nothing is
+            selected; the source is Endor, or quantized.
+        FormatError: the source breaks a rule.
+        OSError: it cannot be read.
     """
     check_source(source, options)
     if not source.is_dir():

@@ -36,7 +36,7 @@ ORDER: list[set[str]] = [
     {"hf.quantizer"},
     {"hf.models"},
     {"transformers"},
-    {"offload.stored", "offload.ring", "offload.empty", "offload.summary"},
+    {"offload.stored", "offload.ring", "offload.empty", "offload.report"},
     {"offload.disk", "offload.names", "offload.rows"},
     {"offload.layers"},
     {"offload.plan"},

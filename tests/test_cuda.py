@@ -182,6 +182,11 @@ def test_what_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         cuda.decode([Job(meta, addresses(parts), at(out), first=1, stop=3)])
     with pytest.raises(ValueError, match="makes no sense"):
         cuda.decode([Job(meta, addresses(parts), at(out), status=12)])
+    for first in (-1, 1 << 64):
+        with pytest.raises(ValueError, match="makes no sense"):
+            Launch([Job(meta, addresses(parts), at(out), first=first)])
+    with pytest.raises(IndexError):
+        Launch([Job(meta, addresses(parts), at(out))])(outs=[at(out), at(out)])
     monkeypatch.setenv("ENDOR_SIMT_FAIL", "cuLaunchKernel")
     with pytest.raises(RuntimeError, match=r"unspecified launch failure \(error 719\)"):
         cuda.decode([Job(meta, addresses(parts), at(out))])

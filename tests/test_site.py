@@ -36,10 +36,17 @@ PUBLIC = {
     "pyendor": "reference/pyendor",
     "pyendor.numpy": "reference/numpy",
     "pyendor.torch": "reference/torch",
+    "pyendor.transformers": "reference/transformers",
+    "pyendor.accelerate": "reference/transformers",
+    "pyendor.distributed": "reference/transformers",
+    "pyendor.offload": "reference/offload",
+    "pyendor.cuda": "reference/cuda",
+    "pyendor.dlpack": "reference/cuda",
     "pyendor.convert": "reference/checkpoints",
     "pyendor.verify": "reference/checkpoints",
     "pyendor.report": "reference/checkpoints",
     "pyendor.prune": "reference/checkpoints",
+    "pyendor.wanda": "reference/checkpoints",
     "pyendor.encoded": "reference/encoded",
     "pyendor.errors": "reference/errors",
 }
@@ -132,6 +139,12 @@ def test_nothing_is_fetched_from_elsewhere(documents: dict[str, Document], site:
         assert not re.findall(r"url\(\s*['\"]?(?:https?:)?//[^)]*\)|@import", style.read_text("utf-8")), style
 
 
+def elsewhere(kind: type) -> set[str]:
+    """What a class has because an abstract class of another library asks for it, which documents it."""
+    others = [one for one in kind.__mro__ if not one.__module__.startswith("pyendor")]
+    return {name for one in others for name in getattr(one, "__abstractmethods__", ())}
+
+
 def members(module: str) -> Iterator[tuple[str, Any, str]]:
     """Public functions, classes and methods: name, object, and the docstrings around it."""
     found = importlib.import_module(module)
@@ -144,7 +157,9 @@ def members(module: str) -> Iterator[tuple[str, Any, str]]:
             continue
         ours = [kind for kind in one.__mro__ if kind.__module__.startswith("pyendor")]
         for below, raw in {name: raw for kind in reversed(ours) for name, raw in vars(kind).items()}.items():
-            if not below.startswith("_") and isinstance(raw, property | classmethod | FunctionType):
+            if below.startswith("_") or below in elsewhere(one):
+                continue
+            if isinstance(raw, property | classmethod | FunctionType):
                 there = raw if isinstance(raw, property) else getattr(one, below)
                 yield f"{module}.{name}.{below}", there, f"{found.__doc__}{one.__doc__}"
 
@@ -166,10 +181,27 @@ def test_public_names_are_documented(
     signature = inspect.signature(one)
     for parameter in signature.parameters:
         if parameter not in {"self", "cls"}:
-            assert re.search(rf"^ +(?:\w+, )*{parameter}(?:, \w+)*: ", text, re.MULTILINE), parameter
+            assert re.search(rf"^ +(?:\w+, )*\**{parameter}(?:, \w+)*: ", text, re.MULTILINE), parameter
     takes = len(signature.parameters.keys() - {"self", "cls"})
     if takes and signature.return_annotation not in {"None", None}:
         assert re.search(r"^(Returns|Yields):$", text, re.MULTILINE)
+
+
+def test_what_others_document_is_left_to_them(documents: dict[str, Document]) -> None:
+    from pyendor.distributed import EndorReader
+
+    page, name = documents["reference/transformers.html"], "pyendor.distributed.EndorReader"
+    assert name in page.identifiers
+    assert elsewhere(EndorReader) > {"read_data", "read_metadata"}
+    assert not {f"{name}.{method}" for method in elsewhere(EndorReader)} & page.identifiers
+
+
+def test_docstrings_are_linked(documents: dict[str, Document], site: Path) -> None:
+    assert "#pyendor.torch.save_file" in documents["reference/torch.html"].links
+    assert "#pyendor.torch.safe_open.get_tensor" in documents["reference/torch.html"].links
+    assert "torch.html#pyendor.torch.EndorTensor" in documents["reference/transformers.html"].links
+    for page in set(PUBLIC.values()):
+        assert not re.search(r":(attr|class|data|func|meth|mod):", (site / f"{page}.html").read_text("utf-8"))
 
 
 def test_modules_that_are_promised_are_documented() -> None:

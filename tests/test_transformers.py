@@ -368,6 +368,17 @@ def test_dense_and_endor_weights_in_one_directory(zoo: Path, tmp_path: Path) -> 
         plugin.from_pretrained(tmp_path / "x")
 
 
+def test_the_config_of_a_model_that_was_quantized_before() -> None:
+    inner = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    config, rest = EndorConfig.from_dict({"inner": inner}, return_unused_kwargs=True, x=1)
+    assert (config.quant_method, rest) == ("fp8", {"x": 1})
+    given = {"quant_method": "endor", "version": "1.1"}
+    config, rest = EndorConfig.from_dict(given, return_unused_kwargs=True, verify=True, x=1)
+    assert (config.version, config.verify, config.dequantize, rest) == ("1.1", True, True, {"x": 1})
+    with pytest.raises(errors.UnsupportedError, match="'nope'"):
+        EndorConfig.from_dict({"inner": {"quant_method": "nope"}})
+
+
 def test_a_transformers_that_reads_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(f"{files.REQUIRED}.safe_open")
     with pytest.raises(errors.UnsupportedError, match=transformers.__version__):

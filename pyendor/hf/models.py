@@ -39,23 +39,33 @@ def from_pretrained(
     strict: bool = True,
     **options: Any,
 ) -> Any:
-    """Loads an Endor checkpoint as the model that it is of.
+    """Loads an Endor checkpoint as the model that it is of, as ``from_pretrained`` of transformers does.
 
     Args:
         path: a directory, or the name of a model on the Hub. A dense checkpoint is loaded too.
-        *model_args, **options: of ``from_pretrained`` of transformers, such as ``device_map``. Unless
-            ``dtype`` is among them, weights have the type that they were saved in.
+        *model_args: of ``from_pretrained`` of transformers, for the constructor of the model.
         model_class: an (auto) class of transformers; by default that which the config names.
-        keep_compressed: keep weights encoded in memory and decode them whenever they are used.
-        verify: check the digests of tensors that are read whole.
+        keep_compressed: keep weights encoded in memory, as :class:`~pyendor.torch_tensor.EndorTensor`, and
+            decode them whenever they are used; those of a dense checkpoint are encoded when they have been
+            loaded, where that makes them smaller.
+        verify: check the digests of tensors that are read whole (D-3); a dense checkpoint has none.
         strict: take no checkpoint that lacks weights of the model, or has others besides.
+        **options: of ``from_pretrained`` of transformers, such as ``device_map``. Unless ``dtype`` is among
+            them, weights have the type that they were saved in.
 
     Returns:
-        The model, in evaluation mode.
+        The model, in evaluation mode; with the option ``output_loading_info`` that and a dictionary, as from
+        transformers.
 
     Raises:
-        FormatError, UnsupportedError: the checkpoint breaks a rule, or needs what this build does not have.
-        UsageError: weights are missing, left over, or of another shape, and ``strict``.
+        FormatError: the checkpoint breaks a rule, or a digest, if checked, does not match.
+        UnsupportedError: it needs what this build does not have; or it was quantized before it was
+            compressed by a method that transformers does not know (K-9).
+        UsageError: weights are missing or left over, or have another shape and transformers was told to go
+            on, and ``strict``; there are no weights in the directory; ``keep_compressed`` or ``verify`` for
+            weights that were quantized before.
+        RuntimeError: weights have another shape, as transformers says it.
+        OSError: it cannot be read, or transformers finds no such model.
     """
     if Path(path).is_dir() and not options.get("subfolder"):
         checkpoint.scan(Path(path))
@@ -91,17 +101,27 @@ def save_pretrained(
     min_saving: float | None = MIN_SAVING,
     **options: Any,
 ) -> Conversion:
-    """Saves a model, such as one that was pruned just now, as an Endor checkpoint.
+    """Saves a model, such as one that was pruned just now, as an Endor checkpoint (spec 11).
 
-    What transformers writes is compressed and removed: for as long there has to be room for the dense
-    weights beside the destination. The directory appears complete or not at all.
+    What ``save_pretrained`` of transformers writes is compressed and removed: for as long there has to be
+    room for the dense weights beside the destination. The directory appears complete or not at all.
 
     Args:
         model: a model of transformers; one whose weights are encoded is saved like one whose are not.
-        path: the directory.
+        path: the directory, which is made, with those above it.
         force: replace it if it exists.
-        values, min_saving: as in :func:`pyendor.convert.compress`.
+        values: what to choose from for each tensor (W-10), as in :func:`pyendor.convert.compress`.
+        min_saving: encode a tensor only where that saves this share of its size (W-7), as there.
         **options: of ``model.save_pretrained``, such as ``max_shard_size``.
+
+    Returns:
+        What has been done, as :func:`pyendor.convert.compress` tells it; its source, the dense directory, is
+        gone.
+
+    Raises:
+        UsageError: the directory exists, and not ``force``; or the option ``push_to_hub`` is given, which
+            would publish the dense weights.
+        OSError: writing failed; a directory that was there is as it was.
     """
     if options.get("push_to_hub"):
         raise UsageError("push_to_hub would publish the dense weights: save, then upload the directory")

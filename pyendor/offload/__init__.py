@@ -6,7 +6,7 @@
 
 Comes in: a checkpoint directory, Endor or plain safetensors, or a model. Goes out: the model, to be used as
 always. The method is that of the paper (arXiv 2406.11674): bytes cross the slow link compressed, and are
-decoded behind it. Needs the extra ``pyendor[transformers]``.
+decoded behind it. See ``docs/offload.md``. Needs the extra ``pyendor[transformers]``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import torch
 
 from pyendor.errors import UsageError, quote
 from pyendor.offload import empty, layers, load
+from pyendor.offload.empty import without_weights
 from pyendor.offload.engine import Engine
 from pyendor.offload.layers import Layer, Parts
-from pyendor.offload.summary import Moved, Share, Summary
+from pyendor.offload.report import Moved, Share, Summary
 
-__all__ = ["Moved", "Share", "Summary", "close", "moved", "offload_model", "summary"]
+__all__ = ["Moved", "Share", "Summary", "close", "moved", "offload_model", "summary", "without_weights"]
 
 _ENGINE = "_endor_offload"
 
@@ -42,13 +43,14 @@ def offload_model(
     """A model whose weights are compressed until a layer runs, and lie where there is room for them.
 
     Args:
-        model_or_dir: a checkpoint directory with a ``config.json`` of Transformers, its weights Endor or
+        model_or_dir: a checkpoint directory with a ``config.json`` of transformers, its weights Endor or
             plain safetensors; or a module, which is changed: its weights are taken out of it.
-        weights: a directory or file with the weights of a module, which is best on the meta device
-            (:func:`pyendor.offload.empty.without_weights`). Without it a module's own weights are compressed.
-        device: where it runs.
-        gpu_memory: bytes of the GPU's memory for layers that stay there, compressed; also as ``"20GB"``.
-            Without it what is free, less a fifth.
+        weights: a directory or file with the weights of a module, which is best made within
+            :func:`without_weights`; or of a directory's model, where they lie elsewhere. Without it a
+            module's own weights are compressed.
+        device: where it runs, ``"cpu"`` or ``"cuda"``.
+        gpu_memory: bytes of the GPU's memory for layers that stay there, compressed; also as ``"20GB"`` or
+            ``"512MiB"``. Without it four fifths of what is free, less the buffers.
         host_memory: the same of host memory, pinned if there is a GPU. 0 for none: all is read from disk.
         prefetch: layers that are fetched while one runs; 0 for none.
         read: how files are read: ``direct`` past the page cache, ``cache`` through it, ``gds`` to the memory
@@ -56,12 +58,18 @@ def offload_model(
         dtype: of a directory's model; without it what its config says.
 
     Returns:
-        The model. It runs on one thread at a time, without gradients. :func:`summary` tells what lies where.
+        The model, in evaluation mode. It runs on one thread at a time, without gradients, and gives bit for
+        bit what it gives with dense weights. :func:`summary` tells what lies where.
 
     Raises:
-        FormatError: a file breaks a rule; also later, when a layer is used that does.
-        UsageError: weights are missing or do not fit the model; there is not enough memory.
-        UnsupportedError: the weights need what this build does not have.
+        FormatError: a file breaks a rule; also later, when a layer is used that does (B-11), on a GPU at the
+            end of the forward.
+        UsageError: weights are missing or do not fit the model; an argument makes no sense; there is not
+            enough memory; the model is offloaded already; or later, a file was written to meanwhile.
+        UnsupportedError: the weights need what this build does not have, were quantized before, or make up
+            a parameter in a way that is not known here.
+        BackendUnavailableError: the device is a GPU, and there is no CUDA here.
+        OSError: a file cannot be read; also later.
     """
     where = _check(device, gpu_memory, prefetch)
     if isinstance(model_or_dir, torch.nn.Module):
@@ -99,7 +107,17 @@ def offload_model(
 
 
 def summary(model: torch.nn.Module) -> Summary:
-    """What lies where, and what a token will move; ``print`` it."""
+    """What lies where, and what a token will move; ``print`` it.
+
+    Args:
+        model: what :func:`offload_model` gave.
+
+    Returns:
+        Sizes in bytes and numbers of layers, by tier.
+
+    Raises:
+        UsageError: the model is not offloaded.
+    """
     engine = _engine(model)
     whole = [layer for layer in engine.layers if not layer.by_rows]
     tiers = {}
@@ -125,12 +143,31 @@ def summary(model: torch.nn.Module) -> Summary:
 
 
 def moved(model: torch.nn.Module) -> Moved:
-    """What has been moved since the model was loaded; ``after.since(before)`` is what lies between two."""
+    """What has been moved since the model was loaded; ``after.since(before)`` is what lies between two.
+
+    Args:
+        model: what :func:`offload_model` gave.
+
+    Returns:
+        Bytes and seconds so far; what placing the layers took is not counted.
+
+    Raises:
+        UsageError: the model is not offloaded.
+    """
     return _engine(model).moved()
 
 
 def close(model: torch.nn.Module) -> None:
-    """Ends the thread, closes the files and gives memory back: the model cannot run any more."""
+    """Ends the thread, closes the files and gives memory back: the model cannot run any more.
+
+    Forgetting the model does the same. Closing twice is fine.
+
+    Args:
+        model: what :func:`offload_model` gave.
+
+    Raises:
+        UsageError: the model is not offloaded.
+    """
     _engine(model).close()
 
 

@@ -60,7 +60,16 @@ def build(root: Path, dtype: torch.dtype | None) -> torch.nn.Module:
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Modules that are made meanwhile have parameters of the meta device; their buffers are real."""
+    """While this lasts, modules are made with parameters on the meta device; their buffers are real.
+
+    For a module whose weights :func:`~pyendor.offload.offload_model` is to find in a file; no memory is
+    allocated for these. It mirrors ``init_empty_weights`` of accelerate, and like that it changes how modules
+    are made on all threads.
+
+        with without_weights():
+            model = Model()
+        model = offload_model(model, "model.safetensors")
+    """
     register = torch.nn.Module.register_parameter
 
     def on_meta(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:

@@ -21,9 +21,9 @@ from pyendor.offload.device import Device
 from pyendor.offload.disk import Disk
 from pyendor.offload.layers import Layer, Owner
 from pyendor.offload.plan import Tier
+from pyendor.offload.report import Moved
 from pyendor.offload.ring import Ring
 from pyendor.offload.rows import Rows, RowsInMemory
-from pyendor.offload.summary import Moved
 from pyendor.torch_tensor import from_bytes
 
 

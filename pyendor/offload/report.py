@@ -10,7 +10,13 @@ _NAMES = {"gpu": "GPU memory", "host": "host memory", "disk": "disk"}
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The layers of one tier; sizes in bytes."""
+    """The layers of one tier.
+
+    Attributes:
+        layers: how many there are.
+        stored: bytes of their weights as they are kept, encoded where they are.
+        dense: bytes of their weights once they are decoded.
+    """
 
     layers: int
     stored: int
@@ -22,11 +28,11 @@ class Moved:
     """What has been moved since a model was loaded.
 
     Attributes:
-        disk: bytes read from disk.
+        disk: bytes read from disk, rows of embeddings among them.
         link: bytes copied from host memory to the device.
-        fetching: seconds that this took, on a thread of its own.
+        fetching: seconds that fetching layers took, on a thread of its own unless none are fetched ahead.
         waiting: seconds that the model waited for it.
-        decoding: seconds that decoding took; None where it is not timed.
+        decoding: seconds that decoding took; None on a GPU, where nobody waits for it.
     """
 
     disk: int
@@ -37,11 +43,18 @@ class Moved:
 
     @property
     def hidden(self) -> float:
-        """The share of fetching that was hidden behind computing and decoding, 0 to 1."""
+        """The share of fetching, 0 to 1, that was hidden behind computing; 1 if nothing was fetched."""
         return max(0.0, 1 - self.waiting / self.fetching) if self.fetching else 1.0
 
     def since(self, other: Moved) -> Moved:
-        """What has been moved since then."""
+        """What has been moved between two times.
+
+        Args:
+            other: what :func:`~pyendor.offload.moved` gave at the earlier time, of the same model.
+
+        Returns:
+            The differences.
+        """
         decoding = None if self.decoding is None or other.decoding is None else self.decoding - other.decoding
         return Moved(
             self.disk - other.disk,
@@ -54,20 +67,21 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Where the weights of an offloaded model lie; sizes in bytes.
+    """Where the weights of an offloaded model lie, and what a token moves; as text, a table for people.
 
     Attributes:
-        device: where it runs.
-        tiers: the layers by where they lie, ``gpu``, ``host`` and ``disk``; embeddings are not among them.
-        kept: vectors, buffers and what else is always there, dense.
-        embeddings: stored size of embeddings that are read row by row, where they are.
-        buffers: memory for the layers that are fetched and for the one that runs.
-        token_disk: what a token reads from disk, rows of embeddings not counted.
-        token_link: what a token copies from host memory to the device.
-        token_dense: what would be moved if the weights were dense, and lay where they do.
-        prefetch: layers that are fetched while one runs.
-        read: how files are read: ``direct``, ``cache`` or ``gds``.
-        reason: why.
+        device: where it runs, as PyTorch calls it.
+        tiers: the layers by where they lie, ``gpu``, ``host`` and ``disk``; embeddings that are read row by
+            row are not among them.
+        kept: bytes of vectors, buffers and what else is always there, dense.
+        embeddings: stored bytes of embeddings that are read row by row, where they are.
+        buffers: bytes of memory for the layers that are fetched and for the one that runs.
+        token_disk: bytes that a token reads from disk, rows of embeddings not counted.
+        token_link: bytes that a token copies from host memory to the device.
+        token_dense: bytes that would be moved if the weights were dense, and lay where they do.
+        prefetch: how many layers are fetched while one runs.
+        read: how files are read, ``direct``, ``cache`` or ``gds`` (:func:`~pyendor.offload.offload_model`).
+        reason: why, in words.
     """
 
     device: str
