@@ -39,9 +39,7 @@ class Slot:
     held: str | None = None
 
 
-def ring(
-    slots: int, fetch: Callable[[str, Slot], None] | None = None, threads: int = 1
-) -> tuple[Ring[str, Slot], list[str]]:
+def ring(slots: int, fetch: Callable[[str, Slot], None] | None = None) -> tuple[Ring[str, Slot], list[str]]:
     """A ring of these keys, and the list of what it has fetched."""
     fetched: list[str] = []
 
@@ -51,7 +49,7 @@ def ring(
             fetch(key, slot)
         slot.held = key
 
-    return Ring(fill, [Slot() for _ in range(slots)], KEYS, threads), fetched
+    return Ring(fill, [Slot() for _ in range(slots)], KEYS), fetched
 
 
 def idle(made: Ring[str, Slot], fetched: list[str], count: int) -> None:
@@ -63,10 +61,9 @@ def idle(made: Ring[str, Slot], fetched: list[str], count: int) -> None:
     raise AssertionError(f"{fetched}, {made}")
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("slots", [1, 2, 3, 9])
-def test_a_ring_gives_what_is_asked_for(slots: int, threads: int) -> None:
-    made, _ = ring(slots, threads=threads)
+def test_a_ring_gives_what_is_asked_for(slots: int) -> None:
+    made, _ = ring(slots)
     chance = random.Random(slots)
     for key in [*KEYS, *KEYS, *chance.choices(KEYS, k=300)]:
         assert made.take(key).held == key
@@ -75,12 +72,11 @@ def test_a_ring_gives_what_is_asked_for(slots: int, threads: int) -> None:
     made.close()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_it_fetches_ahead_and_learns_the_order(threads: int) -> None:
-    made, fetched = ring(3, threads=threads)
+def test_it_fetches_ahead_and_learns_the_order() -> None:
+    made, fetched = ring(3)
     made.take("a")
     idle(made, fetched, 3)
-    assert (fetched if threads == 1 else sorted(fetched)) == ["a", "b", "c"]
+    assert fetched == ["a", "b", "c"]
     for key in "ecae":  # another order than it was told
         made.take(key)
     idle(made, fetched, 5)
@@ -91,33 +87,6 @@ def test_it_fetches_ahead_and_learns_the_order(threads: int) -> None:
         made.give_back()
     made.close()
     assert set(fetched) <= set("cae"), "it has learnt what follows what"
-
-
-def test_it_fetches_so_many_at_a_time() -> None:
-    at_work: list[str] = []
-    most = [0]
-    go = threading.Event()
-
-    def fetch(key: str, slot: Slot) -> None:
-        at_work.append(key)
-        most[0] = max(most[0], len(at_work))
-        go.wait(10)
-        at_work.remove(key)
-
-    made, fetched = ring(4, fetch, threads=2)
-    taker = threading.Thread(target=made.take, args=["a"])
-    taker.start()
-    idle(made, fetched, 2)
-    time.sleep(0.05)
-    assert sorted(at_work) == ["a", "b"]
-    busy = made.busy
-    assert busy > 0, "it counts while it lasts"
-    go.set()
-    taker.join(10)
-    idle(made, fetched, 4)
-    made.close()
-    assert most == [2]
-    assert made.busy == made.busy > busy, "both together count once, and nothing counts when all is done"
 
 
 def test_with_one_slot_there_is_no_thread() -> None:

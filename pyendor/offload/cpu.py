@@ -21,7 +21,6 @@ class Cpu:
         self.where = torch.device("cpu")
         self.views = True
         self.streamed: frozenset[Tier] = frozenset({"disk"})
-        self.fetchers = 2
         self.moved = 0
         self.decoding = 0.0
         self._disk: Disk | None = None

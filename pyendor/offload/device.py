@@ -23,14 +23,12 @@ class Device(Protocol):
         where: what PyTorch calls it.
         views: whether plain weights can be used as they lie in a slot.
         streamed: tiers whose layers are fetched into slots.
-        fetchers: how many layers may be fetched at a time.
         moved: bytes that went from host memory to the memory of the device.
     """
 
     where: torch.device
     views: bool
     streamed: frozenset[Tier]
-    fetchers: int
     moved: int
 
     @property

@@ -74,9 +74,7 @@ class Engine:
         self._ring: Ring[int, Any] | None = None
         if slots:
             order = [self._numbers[layer] for layer in streamed]
-            self._ring = Ring(
-                lambda key, slot: fetch(bundles[key], held.get(key), slot), slots, order, device.fetchers
-            )
+            self._ring = Ring(lambda key, slot: fetch(bundles[key], held.get(key), slot), slots, order)
         # Also when the model is just forgotten, and at the end of the program.
         self._shut = weakref.finalize(self, _shut, self._ring, device, disk, held)
 

@@ -68,7 +68,6 @@ class Gpu:
         self.where = streams.where
         self.views = False
         self.streamed: frozenset[Tier] = frozenset({"host", "disk"})
-        self.fetchers = 1  # copies are put on one stream anyway
         self.moved = 0
         self.decoding: float | None = None
         self._streams = streams

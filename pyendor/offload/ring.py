@@ -1,4 +1,4 @@
-"""What will be needed next is fetched on threads of its own, into slots that are used again.
+"""What will be needed next is fetched on a thread of its own, into slots that are used again.
 
 Knows neither files nor devices: ``fetch(key, slot)`` is given. What follows what is learnt from the calls:
 the first time it is the order that is given, later that of the last time. A wrong guess costs time only.
@@ -28,48 +28,36 @@ class _Job(Generic[Key, Slot]):
 
 
 class Ring(Generic[Key, Slot]):
-    """Slots that go round between threads that fill them and one caller that uses them, one at a time.
+    """Slots that go round between a thread that fills them and one caller that uses them, one at a time.
 
     Args:
-        fetch: fills a slot; called on the threads.
+        fetch: fills a slot; called on the thread, one key at a time.
         slots: one for what is in use and one for each that is fetched ahead. With a single one there is no
             thread: the caller does every fetch.
         order: all keys, in the order in which they are expected first.
-        threads: how many keys may be fetched at a time. With two, what is fetched from is never idle while
-            one thread waits for its turn, has found its slot full, and takes the next.
 
     Attributes:
-        waited: seconds that the caller waited for what is fetched.
+        busy: seconds that fetching took.
+        waited: seconds that the caller waited for it.
     """
 
     def __init__(
-        self,
-        fetch: Callable[[Key, Slot], None],
-        slots: Iterable[Slot],
-        order: Sequence[Key],
-        threads: int = 1,
+        self, fetch: Callable[[Key, Slot], None], slots: Iterable[Slot], order: Sequence[Key]
     ) -> None:
         self._fetch = fetch
         self._slots = list(slots)
         self._follows = dict(itertools.pairwise([*order, *order[:1]]))
         self._last: Key | None = None
-        # The queue; what the threads are at, which may be in no queue any more; and what the caller has. A
-        # slot that is in none of them is idle, also after an interrupt at any moment.
+        # The queue; what the thread is at, which may be in no queue any more; and what the caller has. A slot
+        # that is in none of them is idle, also after an interrupt at any moment.
         self._jobs: deque[_Job[Key, Slot]] = deque()
-        self._running: list[_Job[Key, Slot]] = []
+        self._running: _Job[Key, Slot] | None = None
         self._taken: Slot | None = None
         self._turn = threading.Condition()
-        self._count = min(threads, len(self._slots)) if len(self._slots) > 1 else 0
-        self._threads: list[threading.Thread] = []
+        self._thread: threading.Thread | None = None
         self._closed = False
-        self._busy = self._since = 0.0
+        self.busy = 0.0
         self.waited = 0.0
-
-    @property
-    def busy(self) -> float:
-        """Seconds in which something was being fetched."""
-        with self._turn:
-            return self._busy + (time.perf_counter() - self._since if self._running else 0.0)
 
     def take(self, key: Key) -> Slot:
         """A slot that holds what was asked for. It is the caller's until it is given back, or the next call.
@@ -81,13 +69,12 @@ class Ring(Generic[Key, Slot]):
         with self._turn:
             self._taken = None
             job = self._job(key)
-            if self._count:
+            if len(self._slots) > 1:
                 self._start()
                 self._turn.wait_for(lambda: job.done or self._closed)
-        if not self._count:
+        if len(self._slots) == 1:
             job.begun = True
-            self._fetch_for(job)
-            self._busy += time.perf_counter() - began
+            self._run(job)
         with self._turn:
             self.waited += time.perf_counter() - began
             self._require_open()
@@ -106,12 +93,12 @@ class Ring(Generic[Key, Slot]):
             self._guess()
 
     def close(self) -> None:
-        """Ends the threads, and waits until they have ended: nothing is written to slots after that."""
+        """Ends the thread, and waits until it has ended: nothing is written to slots after that."""
         with self._turn:
             self._closed = True
             self._turn.notify_all()
-            threads = [one for one in self._threads if one is not threading.current_thread()]
-        for thread in threads:
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def _require_open(self) -> None:
@@ -127,7 +114,7 @@ class Ring(Generic[Key, Slot]):
         # What failed when it was only guessed is tried again now that it is wanted.
         if not self._jobs or self._jobs[0].key != key or self._jobs[0].error is not None:
             self._jobs.clear()
-            # Only where all slots are being filled with what is not wanted, this has to wait.
+            # Only where the thread is filling the last slot with what is not wanted, this has to wait.
             self._turn.wait_for(lambda: bool(self._idle()) or self._closed)
             self._require_open()
             self._jobs.append(_Job(key, self._idle()[0]))
@@ -136,28 +123,24 @@ class Ring(Generic[Key, Slot]):
 
     def _idle(self) -> list[Slot]:
         used: list[Slot] = [job.slot for job in self._jobs]
-        used += [job.slot for job in self._running]
+        if self._running is not None:
+            used.append(self._running.slot)
         if self._taken is not None:
             used.append(self._taken)
         return [slot for slot in self._slots if all(slot is not other for other in used)]
 
     def _guess(self) -> None:
         """Gives idle slots to what is expected next."""
-        for slot in self._idle() if self._count else ():
+        for slot in self._idle() if len(self._slots) > 1 else ():
             following = self._follows.get(self._jobs[-1].key if self._jobs else self._last)  # type: ignore[arg-type]
             if following is not None:
                 self._jobs.append(_Job(following, slot))
         self._turn.notify_all()
 
     def _start(self) -> None:
-        while len(self._threads) < self._count:
-            thread = threading.Thread(target=self._work, name="pyendor-offload", daemon=True)
-            self._threads.append(thread)
-            try:
-                thread.start()
-            except RuntimeError:
-                self._threads.pop()
-                raise
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="pyendor-offload", daemon=True)
+            self._thread.start()
 
     def _work(self) -> None:
         while True:
@@ -165,21 +148,18 @@ class Ring(Generic[Key, Slot]):
                 self._turn.wait_for(lambda: self._closed or any(not job.begun for job in self._jobs))
                 if self._closed:
                     return
-                job = next(job for job in self._jobs if not job.begun)
+                job = self._running = next(job for job in self._jobs if not job.begun)
                 job.begun = True
-                if not self._running:
-                    self._since = time.perf_counter()
-                self._running.append(job)
-            self._fetch_for(job)
-            with self._turn:
-                self._running.remove(job)
-                if not self._running:
-                    self._busy += time.perf_counter() - self._since
-                self._turn.notify_all()
+            self._run(job)
 
-    def _fetch_for(self, job: _Job[Key, Slot]) -> None:
+    def _run(self, job: _Job[Key, Slot]) -> None:
+        began = time.perf_counter()
         try:
             self._fetch(job.key, job.slot)
         except BaseException as error:  # handed to the caller, on whose thread it belongs
             job.error = error
-        job.done = True
+        with self._turn:
+            self.busy += time.perf_counter() - began
+            job.done = True
+            self._running = None
+            self._turn.notify_all()
