@@ -1,4 +1,4 @@
-"""Offloading on a GPU: `make gpu-offload` runs this; elsewhere it is skipped. What it does is tested without one."""
+"""Offloading on a GPU: run by `make gpu-offload`, skipped elsewhere. All else is tested without one."""
 
 from __future__ import annotations
 
