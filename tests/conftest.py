@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsing import browser
 
 from pyendor import backends, choice, convert, cuda, dtypes, layout, prune, reference
 from pyendor.dtypes import DType
 from pyendor.metadata import TensorMeta
 from pyendor.numpy import save
+
+__all__ = ["browser"]  # one for all tests: there can be only one in a process
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLITTABLE = [dtype for dtype in dtypes.TABLE if dtype.splittable]

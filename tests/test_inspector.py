@@ -6,22 +6,19 @@ as in ``make inspector``.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browsing import NEEDS_BROWSER, barriers, serve
 from conftest import ROOT, raw_file
 
 from pyendor.numpy import save_file
@@ -29,30 +26,8 @@ from pyendor.numpy import save_file
 INSPECTOR = ROOT / "docs" / "inspector"
 CORPUS = ROOT / "conformance"
 CASES = json.loads((CORPUS / "manifest.json").read_text())["cases"]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-HERE = bool(CHROMIUM) and importlib.util.find_spec("playwright") is not None
-REQUIRED = os.environ.get("PYENDOR_BROWSER") == "1"
 
-pytestmark = [
-    pytest.mark.skipif(not HERE and not REQUIRED, reason="needs Chromium and pip install 'pyendor[browser]'"),
-    pytest.mark.xdist_group("browser"),
-]
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # The sandbox of Chromium needs rights that containers do not give to root.
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
+pytestmark = NEEDS_BROWSER
 
 
 @pytest.fixture(scope="session")
@@ -60,10 +35,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the page, below a path as on a site of projects."""
     root = tmp_path_factory.mktemp("site")
     shutil.copytree(INSPECTOR, root / "a" / "project" / "inspector")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=root))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/a/project/inspector/"
-    server.shutdown()
+    with serve(root) as address:
+        yield f"{address}a/project/inspector/"
 
 
 @pytest.fixture
@@ -433,16 +406,10 @@ def test_modules_from_disk_say_why_they_do_not_run(loose: Any) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_hard_to_perceive(page: Any, compressed: Path, scheme: str) -> None:
     """What axe finds, in all states of the page: names, roles, contrast."""
-    from axe_playwright_python.sync_playwright import Axe
 
     def check(state: str) -> None:
         page.evaluate("() => Promise.all(document.getAnimations().map(one => one.finished))")
-        found = Axe().run(page).response["violations"]
-        assert not found, (
-            state
-            + ": "
-            + "; ".join(f"{one['id']}: {[node['target'] for node in one['nodes']][:3]}" for one in found)
-        )
+        assert barriers(page) == [], state
 
     page.emulate_media(color_scheme=scheme)
     check("empty")

@@ -20,11 +20,9 @@ from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
 import pytest
-from browsing import NEEDS_BROWSER, REQUIRED, barriers, browser, serve
+from browsing import NEEDS_BROWSER, REQUIRED, barriers, serve
 from conftest import ROOT
 from test_spec import RULES
-
-__all__ = ["browser"]  # a fixture
 
 HERE = all(importlib.util.find_spec(name) for name in ("mkdocs", "material", "mkdocstrings"))
 pytestmark = [
