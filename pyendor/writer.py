@@ -11,19 +11,19 @@ import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import BinaryIO
 
 from pyendor import choice, container, dtypes, layout, metadata, parallel
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.container import Entry
+from pyendor.draft import Draft
 from pyendor.encoded import EncodedTensor, take_survey
 from pyendor.errors import UsageError, quote
 from pyendor.layout import ALIGNMENT, Bytes
 from pyendor.metadata import TensorMeta
-from pyendor.spool import Spool
 from pyendor.storage import Desk
 
+HEADER_ROOM = 1024  # bytes of a header for each tensor, if not fewer
 DENSE_ALIGNMENT = 8  # what the safetensors package pads a header to
 
 Progress = Callable[[int], None]
@@ -77,10 +77,10 @@ class TensorSource:
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
-    """What has become of a tensor that might be encoded: its metadata if it is, and what writes its bytes."""
+    """What a tensor that was read has become: its metadata if it is encoded, else where the draft has it."""
 
     meta: TensorMeta | None
-    write: Callable[[BinaryIO], None]
+    at: int = 0
 
 
 def write(
@@ -96,24 +96,23 @@ def write(
     """Writes the canonical Endor file of these tensors in this order (spec 10).
 
     Each tensor is read once. The header stands first in the file, and how long it is depends on what all of
-    them become: what has been encoded waits for that in a :class:`~pyendor.spool.Spool`.
+    them become: they are written as a :class:`~pyendor.draft.Draft`.
 
     Args:
-        stream: written from its present position on.
+        stream: written from its present position on, and read while it is.
         sources: the tensors; names are unique.
         user_metadata: for ``__metadata__``; ``format`` is ``pt`` unless given here.
         values: ``auto`` takes for each tensor what is smallest; ``raw`` only what readers of version 1.0
             know; ``split`` what is smallest of the split ones, where a dtype has them.
         min_saving: encode a tensor only where that saves this share of its size (W-7); None encodes
             every tensor that can be.
-        progress: called with dense bytes as they are done: half of those of a tensor when it has been
-            encoded, the others when it has been written.
+        progress: called with dense bytes as they are done.
         backend: the codec to use.
     """
     _check_arguments(sources, user_metadata, min_saving)
     choice.check(values)
-    with Spool(stream) as spool:
-        taken = _take(sources, values, min_saving, backend, progress, spool)
+    with Draft(stream, HEADER_ROOM * (len(sources) + 1)) as draft:
+        taken = _take(sources, values, min_saving, backend, progress, draft)
         plan = {name: one.meta for name, one in taken.items() if one.meta is not None}
         encoded = [source for source in sources if source.name in plan]
         plain = sorted((source for source in sources if source.name not in plan), key=_bits, reverse=True)
@@ -126,12 +125,11 @@ def write(
             + [(source.name, source.dtype, source.shape, source.nbytes) for source in plain]
         )
         members = {"format": "pt"} | dict(user_metadata or {}) | {metadata.KEY: metadata.build(plan)}
-        stream.write(container.build(entries, members, ALIGNMENT))
+        draft.finish(container.build(entries, members, ALIGNMENT))
         with closing(_read_all([source for source in plain if source.name not in taken])) as data:
-            for source in [*encoded, *plain]:
+            for source in plain:
                 if source.name in taken:
-                    taken[source.name].write(stream)
-                    _report(progress, source.nbytes - source.nbytes // 2)
+                    draft.write_later(taken[source.name].at, source.nbytes)
                 else:
                     stream.write(next(data).data)
                     _report(progress, source.nbytes)
@@ -189,56 +187,50 @@ def _take(
     min_saving: float | None,
     backend: str | None,
     progress: Progress | None,
-    spool: Spool,
+    draft: Draft,
 ) -> dict[str, _Taken]:
-    """Reads the tensors that might be encoded, decides (W-7), and keeps what they become."""
+    """Reads the tensors that might be encoded, decides (W-7), and adds what they become to the draft."""
+    wanted = _candidates(sources)
+    fetched = [source for source in wanted if source.given(values) is None]
+    taken = {}
+    with closing(_read_all(fetched)) as data:
+        for source in wanted:
+            tensor = source.given(values)
+            if tensor is None:
+                dense = next(data)
+                survey = take_survey(dense, source.dtype, values, backend)
+                meta = choice.choose(source.dtype, source.shape, survey, values, min_saving)
+                tensor = source.encode(dense, meta, backend) if meta is not None else None
+                if tensor is None:
+                    taken[source.name] = _Taken(None, draft.add_later(dense))
+                del dense  # before the next one is made
+            elif choice.distinct(tensor.meta) and choice.worth(tensor.meta, min_saving):
+                tensor.validate(backend=backend)
+                tensor = tensor.renamed(source.name)
+            else:
+                continue  # decoded when it is written
+            if tensor is not None:
+                draft.add(tensor.parts.values())
+                taken[source.name] = _Taken(tensor.meta)
+            del tensor
+            _report(progress, source.nbytes)
+    return taken
+
+
+def _candidates(sources: Sequence[TensorSource]) -> list[TensorSource]:
+    """The tensors that may be encoded, if that gains enough."""
     names = sorted(source.name for source in sources)
     known = set(names)
     if len(known) != len(names):
         raise UsageError("two tensors have the same name")
-    taken = {}
-    unknown = []
-    for source in sources:
+
+    def may(source: TensorSource) -> bool:
         dtype = dtypes.BY_NAME.get(source.dtype)
-        given = source.given(values)
         # Another tensor might be taken for a part of this one, or share its parts (T-1).
         alone = f"{source.name}.{metadata.KEY}" not in known and not metadata.belonging(names, source.name)
-        if dtype is None or not dtype.encodable or not alone:
-            continue
-        if given is None:
-            unknown.append(source)
-        elif choice.distinct(given.meta) and choice.worth(given.meta, min_saving):
-            given.validate(backend=backend)
-            tensor = given.renamed(source.name)
-            taken[source.name] = _Taken(tensor.meta, partial(_write_all, tensor.parts.values()))
-            _report(progress, source.nbytes // 2)
-    with closing(_read_all(unknown)) as data:
-        for source in unknown:
-            taken[source.name] = _encode(source, next(data), values, min_saving, backend, spool)
-            _report(progress, source.nbytes // 2)
-    return taken
+        return dtype is not None and dtype.encodable and alone
 
-
-def _encode(
-    source: TensorSource,
-    dense: Bytes,
-    values: Values,
-    min_saving: float | None,
-    backend: str | None,
-    spool: Spool,
-) -> _Taken:
-    """A tensor in the way that is smallest."""
-    survey = take_survey(dense, source.dtype, values, backend)
-    meta = choice.choose(source.dtype, source.shape, survey, values, min_saving)
-    if meta is None:
-        return _Taken(None, partial(spool.copy, spool.keep([dense])))
-    tensor = source.encode(dense, meta, backend)
-    return _Taken(tensor.meta, partial(spool.copy, spool.keep(tensor.parts.values())))
-
-
-def _write_all(pieces: Iterable[Bytes], stream: BinaryIO) -> None:
-    for piece in pieces:
-        stream.write(piece.data)
+    return [source for source in sources if may(source)]
 
 
 _Physical = tuple[str, str, tuple[int, ...], int]

@@ -1,4 +1,4 @@
-"""Files are written in one pass: every tensor is read once, and what it becomes waits in a spool."""
+"""Files are written in one pass: tensors are read once, and moved behind the header when that is known."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyendor import convert, numpy, spool, storage, writer
+from pyendor import convert, draft, numpy, storage, writer
+from pyendor.draft import Draft
 from pyendor.file import open_file
 from pyendor.layout import Bytes
-from pyendor.spool import Spool
 from pyendor.writer import TensorSource
 
 RNG = np.random.default_rng(3)
@@ -23,23 +23,30 @@ def half_zero(numel: int) -> Bytes:
     return (words.astype(np.uint16) * (RNG.random(numel) < 0.5)).view(np.uint8)
 
 
-def test_what_is_kept_is_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "IN_MEMORY", 5000)
-    monkeypatch.setattr(spool, "_CHUNK", 1000)
+@pytest.mark.parametrize("in_memory", [1, 5000])
+@pytest.mark.parametrize("header", [0, 1, 99, 100, 101, 2500, 9000])
+def test_a_draft_becomes_what_it_is_to_be(
+    header: int, in_memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draft, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(draft, "_CHUNK", 1000)
     pieces = [RNG.integers(0, 256, size, np.uint8) for size in (0, 1, 999, 1000, 1001, 4000, 2500)]
-    stream = io.BytesIO(b"before")
+    stream = io.BytesIO(b"before" + b"what was there" * 2000)
     stream.seek(6)
-    with Spool(stream) as waiting:
-        extents = [waiting.keep(pieces[:4]), *(waiting.keep([piece]) for piece in pieces[4:])]
-        for extent in reversed(extents):
-            waiting.copy(extent, stream)
-    expected = [*reversed(pieces[4:]), *pieces[:4]]
-    assert stream.getvalue() == b"before" + b"".join(piece.tobytes() for piece in expected)
+    with Draft(stream, 100) as made:
+        made.add(pieces[:3])
+        later = [made.add_later(piece) for piece in pieces[3:5]]
+        made.add(pieces[5:])
+        made.finish(b"h" * header)
+        for at, piece in reversed(list(zip(later, pieces[3:5], strict=True))):
+            made.write_later(at, piece.size)
+    order = [*pieces[:3], *pieces[5:], pieces[4], pieces[3]]
+    assert stream.getvalue() == b"before" + b"h" * header + b"".join(piece.tobytes() for piece in order)
 
 
 @pytest.mark.parametrize("in_memory", [1, 64 << 20])
 def test_a_source_is_read_once(in_memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(draft, "IN_MEMORY", in_memory)
     calls: list[str] = []
 
     def source(name: str, dtype: str, data: Bytes, bits: int) -> TensorSource:
@@ -57,7 +64,7 @@ def test_a_source_is_read_once(in_memory: int, tmp_path: Path, monkeypatch: pyte
         source("two", "BF16", half_zero(70_000), 16),
         source("small", "F32", noise[:16], 32),
     ]
-    with (tmp_path / "file").open("wb") as stream:
+    with (tmp_path / "file").open("w+b") as stream:
         writer.write(stream, sources)
     assert sorted(calls) == sorted(one.name for one in sources)
     with numpy.safe_open(tmp_path / "file") as opened:
@@ -89,13 +96,13 @@ def test_what_does_not_fit_into_memory_waits_beside_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = []
-    temporary = spool.tempfile.SpooledTemporaryFile
+    temporary = draft.tempfile.SpooledTemporaryFile
 
     def noted(size: int, *, dir: str | None) -> object:
         places.append(dir)
         return temporary(size, dir=dir)
 
-    monkeypatch.setattr(spool.tempfile, "SpooledTemporaryFile", noted)
+    monkeypatch.setattr(draft.tempfile, "SpooledTemporaryFile", noted)
     numpy.save_file({"a": np.zeros(10_000, np.float32)}, tmp_path / "a.safetensors")
     numpy.save({"a": np.zeros(10_000, np.float32)})
     assert places == [str(tmp_path), None]
