@@ -50,7 +50,11 @@ def new_file(
     temporary, lock = _locked(target, mode) if alone else (beside(target), None)
     try:
         # The name is known before the file is there: whenever an interrupt comes, it is removed.
-        with open(_create(temporary, mode) if lock is None else os.dup(lock), "w+b") as file:
+
+        def opener(*_: object) -> int:
+            return _create(temporary, mode) if lock is None else os.dup(lock)
+
+        with open(temporary, "w+b", opener=opener) as file:
             yield file
             file.flush()
             if target.exists():

@@ -10,18 +10,20 @@ import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from pyendor import choice, container, dtypes, layout, metadata, parallel
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.container import Entry
-from pyendor.encoded import DIGEST, EncodedTensor, take_survey
+from pyendor.draft import Draft
+from pyendor.encoded import EncodedTensor, take_survey
 from pyendor.errors import UsageError, quote
 from pyendor.layout import ALIGNMENT, Bytes
 from pyendor.metadata import TensorMeta
 from pyendor.storage import Desk
 
+HEADER_ROOM = 1024  # bytes of a header for each tensor, if not fewer
 DENSE_ALIGNMENT = 8  # what the safetensors package pads a header to
 
 Progress = Callable[[int], None]
@@ -34,7 +36,7 @@ class TensorSource:
     Attributes:
         name, dtype, shape: as in a safetensors header.
         nbytes: its dense size.
-        read: gives its data, ``uint8 [nbytes]``; called up to twice, with the same result.
+        read: gives its data, ``uint8 [nbytes]``; called once.
         read_at: the same in memory that is used for one tensor after the other, for data that has to be
             fetched: that is done while another tensor is at work, so on another thread.
         stored: how much of the desk's memory for parts it needs.
@@ -73,6 +75,14 @@ class TensorSource:
             raise UsageError(found) from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What a tensor that was read has become: its metadata if it is encoded, else where the draft has it."""
+
+    meta: TensorMeta | None
+    at: int = 0
+
+
 def write(
     stream: BinaryIO,
     sources: Sequence[TensorSource],
@@ -85,59 +95,44 @@ def write(
 ) -> None:
     """Writes the canonical Endor file of these tensors in this order (spec 10).
 
-    Two passes over the tensors: the header stands first in the file, and its length
-    depends on what will be encoded.
+    Each tensor is read once. The header stands first in the file, and how long it is depends on what all of
+    them become: they are written as a :class:`~pyendor.draft.Draft`.
 
     Args:
-        stream: seekable; written from its present position on.
+        stream: written from its present position on, and read while it is.
         sources: the tensors; names are unique.
         user_metadata: for ``__metadata__``; ``format`` is ``pt`` unless given here.
         values: ``auto`` takes for each tensor what is smallest; ``raw`` only what readers of version 1.0
             know; ``split`` what is smallest of the split ones, where a dtype has them.
         min_saving: encode a tensor only where that saves this share of its size (W-7); None encodes
             every tensor that can be.
-        progress: called with dense bytes as they are done, half of them in each pass.
+        progress: called with dense bytes as they are done.
         backend: the codec to use.
     """
     _check_arguments(sources, user_metadata, min_saving)
     choice.check(values)
-    plan = _plan(sources, values, min_saving, backend, progress)
-    encoded = [source for source in sources if source.name in plan]
-    plain = sorted((source for source in sources if source.name not in plan), key=_bits, reverse=True)
-    entries = _place(
-        [
-            (spec.name(source.name), spec.dtype, spec.shape, spec.nbytes)
-            for source in encoded
-            for spec in layout.part_specs(plan[source.name])
-        ]
-        + [(source.name, source.dtype, source.shape, source.nbytes) for source in plain]
-    )
-    members = {"format": "pt"} | dict(user_metadata or {})
-    start = stream.tell()
-    header = container.build(entries, members | {metadata.KEY: metadata.build(plan)}, ALIGNMENT)
-    stream.write(header)
-    fetched = [source for source in encoded if source.given(values) is None]
-    with closing(_read_all([*fetched, *plain])) as data:
-        for source in encoded:
-            meta, tensor = replace(plan[source.name], digest=None), source.given(values)
-            if tensor is None:
-                tensor = source.encode(next(data), meta, backend)
-            else:
-                tensor.validate(backend=backend)
-                tensor = tensor.renamed(source.name)
-            plan[source.name] = tensor.meta
-            for part in tensor.parts.values():
-                stream.write(part.data)
-            del tensor, part  # before the next one is made
-            _report(progress, source.nbytes - source.nbytes // 2)
-        for source in plain:
-            stream.write(next(data).data)
-            _report(progress, source.nbytes - source.nbytes // 2)
-    # Only now are the digests known; they take the place of others of the same length.
-    end = stream.tell()
-    stream.seek(start)
-    stream.write(container.build(entries, members | {metadata.KEY: metadata.build(plan)}, ALIGNMENT))
-    stream.seek(end)
+    with Draft(stream, HEADER_ROOM * (len(sources) + 1)) as draft:
+        taken = _take(sources, values, min_saving, backend, progress, draft)
+        plan = {name: one.meta for name, one in taken.items() if one.meta is not None}
+        encoded = [source for source in sources if source.name in plan]
+        plain = sorted((source for source in sources if source.name not in plan), key=_bits, reverse=True)
+        entries = _place(
+            [
+                (spec.name(source.name), spec.dtype, spec.shape, spec.nbytes)
+                for source in encoded
+                for spec in layout.part_specs(plan[source.name])
+            ]
+            + [(source.name, source.dtype, source.shape, source.nbytes) for source in plain]
+        )
+        members = {"format": "pt"} | dict(user_metadata or {}) | {metadata.KEY: metadata.build(plan)}
+        draft.finish(container.build(entries, members, ALIGNMENT))
+        with closing(_read_all([source for source in plain if source.name not in taken])) as data:
+            for source in plain:
+                if source.name in taken:
+                    draft.write_later(taken[source.name].at, source.nbytes)
+                else:
+                    stream.write(next(data).data)
+                    _report(progress, source.nbytes)
 
 
 def write_dense(
@@ -186,43 +181,56 @@ def _read_all(sources: Sequence[TensorSource]) -> Generator[Bytes]:
         yield from data
 
 
-def _plan(
+def _take(
     sources: Sequence[TensorSource],
     values: Values,
     min_saving: float | None,
     backend: str | None,
     progress: Progress | None,
-) -> dict[str, TensorMeta]:
-    """The tensors to encode (W-7), with digests yet to be filled in."""
-    names = sorted(source.name for source in sources)
-    taken = set(names)
-    if len(taken) != len(names):
-        raise UsageError("two tensors have the same name")
-    plan = {}
-    fetched = []
-
-    def choose(source: TensorSource, meta: TensorMeta | None) -> None:
-        if meta is not None:
-            plan[source.name] = replace(meta, digest=f"{DIGEST}:{'0' * 16}")
-        _report(progress, source.nbytes // 2)
-
-    for source in sources:
-        dtype = dtypes.BY_NAME.get(source.dtype)
-        given = source.given(values)
-        # Another tensor might be taken for a part of this one, or share its parts (T-1).
-        alone = f"{source.name}.{metadata.KEY}" not in taken and not metadata.belonging(names, source.name)
-        if dtype is None or not dtype.encodable or not alone:
-            choose(source, None)
-        elif given is None:
-            fetched.append(source)
-        else:
-            worth = choice.distinct(given.meta) and choice.worth(given.meta, min_saving)
-            choose(source, given.meta if worth else None)
+    draft: Draft,
+) -> dict[str, _Taken]:
+    """Reads the tensors that might be encoded, decides (W-7), and adds what they become to the draft."""
+    wanted = _candidates(sources)
+    fetched = [source for source in wanted if source.given(values) is None]
+    taken = {}
     with closing(_read_all(fetched)) as data:
-        for source in fetched:
-            survey = take_survey(next(data), source.dtype, values, backend)
-            choose(source, choice.choose(source.dtype, source.shape, survey, values, min_saving))
-    return plan
+        for source in wanted:
+            tensor = source.given(values)
+            if tensor is None:
+                dense = next(data)
+                survey = take_survey(dense, source.dtype, values, backend)
+                meta = choice.choose(source.dtype, source.shape, survey, values, min_saving)
+                tensor = source.encode(dense, meta, backend) if meta is not None else None
+                if tensor is None:
+                    taken[source.name] = _Taken(None, draft.add_later(dense))
+                del dense  # before the next one is made
+            elif choice.distinct(tensor.meta) and choice.worth(tensor.meta, min_saving):
+                tensor.validate(backend=backend)
+                tensor = tensor.renamed(source.name)
+            else:
+                continue  # decoded when it is written
+            if tensor is not None:
+                draft.add(tensor.parts.values())
+                taken[source.name] = _Taken(tensor.meta)
+            del tensor
+            _report(progress, source.nbytes)
+    return taken
+
+
+def _candidates(sources: Sequence[TensorSource]) -> list[TensorSource]:
+    """The tensors that may be encoded, if that gains enough."""
+    names = sorted(source.name for source in sources)
+    known = set(names)
+    if len(known) != len(names):
+        raise UsageError("two tensors have the same name")
+
+    def may(source: TensorSource) -> bool:
+        dtype = dtypes.BY_NAME.get(source.dtype)
+        # Another tensor might be taken for a part of this one, or share its parts (T-1).
+        alone = f"{source.name}.{metadata.KEY}" not in known and not metadata.belonging(names, source.name)
+        return dtype is not None and dtype.encodable and alone
+
+    return [source for source in sources if may(source)]
 
 
 _Physical = tuple[str, str, tuple[int, ...], int]

@@ -21,7 +21,7 @@ ORDER: list[set[str]] = [
     {"reference", "native", "cuda"},
     {"backends"},
     {"encoded", "storage", "dlpack"},
-    {"atomic"},
+    {"atomic", "draft"},
     {"writer", "workspace"},
     {"file"},
     {"torch_cuda"},

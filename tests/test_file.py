@@ -11,6 +11,7 @@ import sys
 import time
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyendor import dtypes, file, layout, parallel, writer
+from pyendor.encoded import take_survey
 from pyendor.errors import EndorError, FormatError, UnsupportedError, UsageError
 from pyendor.numpy import load_file, safe_open, save_file
 from pyendor.writer import TensorSource
@@ -163,11 +165,17 @@ def test_duplicate_names_are_refused() -> None:
         written([tensor, tensor])
 
 
-def test_source_that_changes_is_noticed() -> None:
-    reads = iter([np.zeros(1 << 16, np.uint8), np.ones(1 << 16, np.uint8)])
-    tensor = TensorSource("x", "U8", (1 << 16, 1), 1 << 16, lambda: next(reads))
+def test_source_that_changes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = np.zeros(1 << 16, np.uint8)
+
+    def survey(*args: Any) -> Any:
+        found = take_survey(*args)
+        data[:] = 1  # as another thread of the caller's might do
+        return found
+
+    monkeypatch.setattr(writer, "take_survey", survey)
     with pytest.raises(UsageError, match="changed"):
-        written([tensor])
+        written([source("x", "U8", (1 << 16, 1), data)])
 
 
 def test_source_of_the_wrong_length_is_noticed() -> None:
