@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable
-from typing import BinaryIO, Self
+from typing import IO, BinaryIO, Self
 
 from pyendor.layout import Bytes
 
@@ -60,11 +60,8 @@ class Draft:
     def write_later(self, at: int, nbytes: int) -> None:
         """Writes to the stream, where it is, what was kept for that."""
         self._later.seek(at)
-        buffer = memoryview(bytearray(min(_CHUNK, nbytes)))
         for done in range(0, nbytes, _CHUNK):
-            piece = buffer[: nbytes - done]
-            _fill(self._later, piece)
-            self._stream.write(piece)
+            self._stream.write(_read(self._later, min(_CHUNK, nbytes - done)))
 
     def __enter__(self) -> Self:
         return self
@@ -77,20 +74,16 @@ def _move(stream: BinaryIO, source: int, target: int, nbytes: int) -> None:
     """Moves bytes within a stream, to a place that may overlap with where they are."""
     if source == target:
         return
-    buffer = memoryview(bytearray(min(_CHUNK, nbytes)))
     steps = range(0, nbytes, _CHUNK)
     for done in steps if target < source else reversed(steps):
-        piece = buffer[: nbytes - done]
         stream.seek(source + done)
-        _fill(stream, piece)
+        piece = _read(stream, min(_CHUNK, nbytes - done))
         stream.seek(target + done)
         stream.write(piece)
 
 
-def _fill(stream: BinaryIO, piece: memoryview) -> None:
-    done = 0
-    while done < len(piece):
-        count = stream.readinto(piece[done:])  # type: ignore[attr-defined]  of all streams that are read here
-        if not count:
-            raise OSError("what was being written became shorter meanwhile")
-        done += count
+def _read(stream: IO[bytes], nbytes: int) -> bytes:
+    piece = stream.read(nbytes)
+    if len(piece) != nbytes:
+        raise OSError("what was being written became shorter meanwhile")
+    return piece
