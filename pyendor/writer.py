@@ -106,7 +106,7 @@ def write(
             know; ``split`` what is smallest of the split ones, where a dtype has them.
         min_saving: encode a tensor only where that saves this share of its size (W-7); None encodes
             every tensor that can be.
-        progress: called with dense bytes as they are done.
+        progress: called with dense bytes as they are done, for what may be encoded by halves.
         backend: the codec to use.
     """
     _check_arguments(sources, user_metadata, min_saving)
@@ -199,6 +199,7 @@ def _take(
             if tensor is None:
                 dense = next(data)
                 survey = take_survey(dense, source.dtype, values, backend)
+                _report(progress, source.nbytes // 2)
                 meta = choice.choose(source.dtype, source.shape, survey, values, min_saving)
                 tensor = source.encode(dense, meta, backend) if meta is not None else None
                 if tensor is None:
@@ -207,13 +208,14 @@ def _take(
             elif choice.distinct(tensor.meta) and choice.worth(tensor.meta, min_saving):
                 tensor.validate(backend=backend)
                 tensor = tensor.renamed(source.name)
+                _report(progress, source.nbytes // 2)
             else:
                 continue  # decoded when it is written
             if tensor is not None:
                 draft.add(tensor.parts.values())
                 taken[source.name] = _Taken(tensor.meta)
             del tensor
-            _report(progress, source.nbytes)
+            _report(progress, source.nbytes - source.nbytes // 2)
     return taken
 
 
