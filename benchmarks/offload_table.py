@@ -12,7 +12,7 @@ import statistics
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "offload"
@@ -170,8 +170,8 @@ def page() -> str:
     return MARKS.sub(lambda mark: mark[1] + tables.rstrip() + "\n" + mark[2], PAGE.read_text("utf-8"))
 
 
-def plot(results: Results) -> None:
-    """How much faster than Accelerate, the paper's bars beside ours, as results/offload/NAME.svg."""
+def plot(results: Results, file: Path | BinaryIO) -> None:
+    """How much faster than Accelerate, the paper's bars beside ours, as SVG."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -202,7 +202,8 @@ def plot(results: Results) -> None:
     axes.set(ylabel="speed, Accelerate = 1")
     axes.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(RESULTS / f"{results.name}.svg", metadata={"Date": None})
+    figure.savefig(file, metadata={"Date": None}, transparent=True)
+    plt.close(figure)
 
 
 def keep(raw: Path, name: str) -> None:
@@ -217,7 +218,7 @@ def main() -> None:
     """Keeps results, if there are any, and renews the tables."""
     if len(sys.argv) == 3:
         keep(Path(sys.argv[1]), sys.argv[2])
-        plot(Results(RESULTS / f"{sys.argv[2]}.json"))
+        plot(Results(RESULTS / f"{sys.argv[2]}.json"), RESULTS / f"{sys.argv[2]}.svg")
     PAGE.write_text(page(), "utf-8")
 
 

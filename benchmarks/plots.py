@@ -8,7 +8,9 @@ from __future__ import annotations
 import html
 import io
 from pathlib import Path
+from typing import Any
 
+import offload_table
 import table
 
 HERE = Path(__file__).resolve().parent
@@ -25,9 +27,10 @@ FORMATS = {
 
 
 def of_results(name: str) -> str:
-    """Speed by density and by format of one machine, as SVG."""
+    """The plot of results/NAME.json, as SVG: of the codec, or, below ``offload``, of offloading."""
     stream = io.BytesIO()
-    table.plot(table.Results(HERE / "results" / f"{name}.json"), stream)
+    module: Any = offload_table if name.startswith("offload/") else table
+    module.plot(module.Results(HERE / "results" / f"{name}.json"), stream)
     return stream.getvalue().decode()
 
 

@@ -51,7 +51,7 @@ def on_page_content(html: str, **_: Any) -> str:
             plot: str = plots().PLOTS[name]()
             return plot
         if kind == "results":
-            return inline(plots().of_results(name), f"results-{name}", about)
+            return inline(plots().of_results(name), f"results-{name}".replace("/", "-"), about)
         svg = (ROOT / "docs" / "assets" / f"{name}.svg").read_text("utf-8")
         title = re.search(r"<title>(.*?)</title>", svg, re.DOTALL)
         assert title is not None, f"{name}.svg has no title"
