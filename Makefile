@@ -97,18 +97,18 @@ wheel:
 	rm -rf $(BUILD)/wheel
 	PYENDOR_NVCC=1 $(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(BUILD)/wheel .
 
-# What a machine with torch, and without a network, may lack; for its Python and not for this one.
+# What a machine with torch, and without a network, may lack; for its Python and not for this one. accelerate alone would
+# bring another torch.
 GPU_PYTHON ?= 3.12
+DOWNLOAD := $(PYTHON) -m pip download --quiet --only-binary=:all: --dest $(BUILD)/wheels --python-version $(GPU_PYTHON) \
+  --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
+  --platform manylinux2014_x86_64
 wheels: wheel
 	rm -rf $(BUILD)/wheels
 	mkdir -p $(BUILD)/wheels
 	cp $(BUILD)/wheel/pyendor-*.whl $(BUILD)/wheels
-	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest $(BUILD)/wheels --python-version $(GPU_PYTHON) \
-	  --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
-	  --platform manylinux2014_x86_64 \
-	  cffi pycparser xxhash ml_dtypes typer rich hypothesis sortedcontainers safetensors pytest iniconfig pluggy packaging pygments \
-	  transformers accelerate huggingface_hub hf_xet tokenizers regex pyyaml tqdm psutil httpx httpcore h11 anyio idna certifi click \
-	  shellingham
+	$(DOWNLOAD) cffi ml_dtypes numpy xxhash typer rich safetensors hypothesis pytest transformers psutil
+	$(DOWNLOAD) --no-deps accelerate
 
 gpu:
 	PYTHON='$(PYTHON)' benchmarks/gpu.sh

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import offload_models
+import torch
 from offload_models import MODELS
 
 from pyendor import checkpoint
@@ -147,7 +148,6 @@ def layers_nbytes(folder: Path) -> int:
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     """What it was measured on."""
     import accelerate
-    import torch
     import transformers
 
     from pyendor import __version__, native
@@ -189,6 +189,8 @@ def main() -> None:
     parser.add_argument("--prefetch", type=int, default=1)
     args = parser.parse_args()
     args.device = "cpu" if args.where == "cpu" else "cuda"
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("nothing to measure: PyTorch finds no GPU here")
     if args.where == "gpu":
         # Ten minutes: the largest matrices, one round that counts, and from disk only cold.
         args.models, args.states = args.models or "llama2-70b", "cold,host"
