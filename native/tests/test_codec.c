@@ -4,15 +4,7 @@
  * `test_codec [rounds]`: prints what it has done and exits with 0, or says what differs and aborts.
  */
 #include "check.h"
-
-static uint64_t state = 88172645463325252u;
-
-static uint64_t any(void) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state;
-}
+#include "random.h"
 
 /* `size` bytes that end, or begin, right at a page that cannot be touched. */
 typedef struct guarded {

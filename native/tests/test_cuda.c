@@ -4,6 +4,7 @@
  * some tensors at a time, in buffers of exactly their size, of any alignment. Exits with 0, or says what differs and aborts.
  */
 #include "../fuzz/parts.h"
+#include "random.h"
 
 #include <endor_cuda.h>
 
@@ -15,15 +16,6 @@
 #endif
 
 #define MOST_JOBS 40 /* more than go into one launch */
-
-static uint64_t state = 88172645463325252u;
-
-static uint64_t any(void) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state;
-}
 
 /* Memory that begins `offset` bytes behind a multiple of 16, and nothing of which may be touched but its bytes: where that
  * is a multiple of 8 the sanitizer can tell also what lies before. */
