@@ -11,6 +11,7 @@ import {
   FormatError,
   Members,
   UnsupportedError,
+  lowerBound,
   malformedUtf8,
   open,
   parseJson,
@@ -186,14 +187,7 @@ function checkMap(name, map, files) {
 
 function checkParts(tensor, fileName, physical) {
   const prefix = `${tensor}.endor.`;
-  let low = 0;
-  let high = physical.length;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if (physical[middle].name < prefix) low = middle + 1;
-    else high = middle;
-  }
-  for (let i = low; i < physical.length && physical[i].name.startsWith(prefix); i += 1)
+  for (let i = lowerBound(physical, prefix); i < physical.length && physical[i].name.startsWith(prefix); i += 1)
     if (physical[i].fileName !== fileName)
       throw broken(
         "K-4",

@@ -121,7 +121,7 @@ export function malformedUtf8(bytes) {
 }
 
 /** Index of the first of the sorted names that is not less than `name`. */
-function lowerBound(sorted, name) {
+export function lowerBound(sorted, name) {
   let low = 0;
   let high = sorted.length;
   while (low < high) {
