@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from pyendor import offload  # noqa: E402  needs torch
-from pyendor.offload import empty, offload_model  # noqa: E402
+from pyendor.offload import empty, offload_model, plan  # noqa: E402
 from pyendor.torch import load_file, save_model  # noqa: E402
 from pyendor.torch_tensor import EndorTensor  # noqa: E402
 
@@ -280,7 +280,6 @@ def test_wrong_requests(llama: Case, tmp_path: Path) -> None:
         ({"prefetch": -1}, "prefetch -1"),
         ({"host_memory": "much"}, "no amount of memory"),
         ({"read": "slowly"}, "there are auto, direct, cache"),
-        ({"host_memory": 0, "prefetch": 10**9}, "a smaller prefetch"),
     ):
         with pytest.raises(UsageError, match=found):
             offload_model(llama.split, **options)  # type: ignore[arg-type]
@@ -295,6 +294,12 @@ def test_wrong_requests(llama: Case, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedError, match="gptq"):
         offload_model(tmp_path)
+
+
+def test_too_little_memory(llama: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "free_host_memory", lambda: 1000)
+    with pytest.raises(UsageError, match=r"0\.00 GB are free: a smaller prefetch"):
+        offload_model(llama.split, host_memory=0)
 
 
 def test_a_faulty_layer(llama: Case, tmp_path: Path, open_model: Callable[..., Any]) -> None:

@@ -331,7 +331,7 @@ def test_too_little_memory(case: Case, streams: Streams) -> None:
     # Enough for the buffers, but not for the whole model besides.
     streams.room = int(0.95 * sum(path.stat().st_size for path in case.dense.glob("*.safetensors")))
     with pytest.raises(UsageError, match="not to be had"):
-        offload_model(case.dense, device="cuda", gpu_memory="1GB")
+        offload_model(case.dense, device="cuda", gpu_memory="1GB", prefetch=0)
 
 
 def test_pinned_memory_that_is_not_to_be_had(

@@ -49,7 +49,8 @@ def ring(slots: int, fetch: Callable[[str, Slot], None] | None = None) -> tuple[
             fetch(key, slot)
         slot.held = key
 
-    return Ring(fill, [Slot() for _ in range(slots)], KEYS), fetched
+    shelf = [Slot() for _ in range(slots)]
+    return Ring(fill, dict.fromkeys(KEYS, shelf), KEYS, ahead=slots > 1), fetched
 
 
 def idle(made: Ring[str, Slot], fetched: list[str], count: int) -> None:
@@ -89,7 +90,31 @@ def test_it_fetches_ahead_and_learns_the_order() -> None:
     assert set(fetched) <= set("cae"), "it has learnt what follows what"
 
 
-def test_with_one_slot_there_is_no_thread() -> None:
+def test_each_takes_slots_of_its_size() -> None:
+    """A large one has its slot to itself, and takes none from those before and after it."""
+    small, large = [Slot(), Slot()], [Slot()]
+    shelves = dict.fromkeys("abcd", small) | {"e": large}
+    chance = random.Random(6)
+    begun: list[str] = []
+
+    def fill(key: str, slot: Slot) -> None:
+        assert slot in shelves[key]
+        begun.append(key)
+        slot.held = key
+
+    made = Ring(fill, shelves, KEYS)
+    made.take("c")
+    made.give_back()
+    idle(made, begun, 3)
+    assert begun == ["c", "d", "e"], "a has to wait for one of the two"
+    for key in ["d", "e", *KEYS * 3, *chance.choices(KEYS, k=300)]:
+        assert made.take(key).held == key
+        if chance.random() < 0.7:
+            made.give_back()
+    made.close()
+
+
+def test_nothing_fetched_ahead_needs_no_thread() -> None:
     before = threading.active_count()
     made, fetched = ring(1)
     for key in "abc":
@@ -357,6 +382,19 @@ def test_what_is_in_no_file_has_to_fit() -> None:
     assert tiers(layers(10, 10, reads=()), 0, 20) == "hh"
     with pytest.raises(UsageError, match="save it"):
         tiers(layers(10, 10, reads=()), 0, 19)
+
+
+def test_slots_by_size() -> None:
+    def slots(sizes: tuple[int, ...], prefetch: int) -> list[tuple[int, int]]:
+        return [(shelf.count, shelf.nbytes) for shelf in plan.shelves(layers(*sizes), prefetch)]
+
+    with_head = (38, 40, 39, 38, 146)
+    assert slots(with_head, 0) == [(1, 146)]
+    assert slots(with_head, 1) == [(1, 146), (2, 40)]
+    assert slots(with_head, 2) == [(1, 146), (3, 40)]
+    assert slots(with_head, 10**9) == [(1, 146), (4, 40)], "no more than there are layers"
+    assert slots((10, 20, 10, 20), 1) == [(2, 20)]
+    assert slots((), 1) == []
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def summary(model: torch.nn.Module) -> Summary:
         tiers=tiers,
         kept=engine.kept_nbytes,
         embeddings=sum(layer.bundle.stored for layer in engine.layers if layer.by_rows),
-        buffers=engine.dense_nbytes + (engine.prefetch + 1) * engine.slot_nbytes,
+        buffers=engine.dense_nbytes + engine.slots_nbytes,
         token_disk=tiers["disk"].stored,
         token_link=copied if "host" in engine.device.streamed else 0,
         token_dense=sum(share.dense for share in moving),

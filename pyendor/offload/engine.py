@@ -17,6 +17,7 @@ from torch import nn
 
 from pyendor import layout
 from pyendor.errors import UsageError
+from pyendor.offload import plan
 from pyendor.offload.device import Device
 from pyendor.offload.disk import Disk
 from pyendor.offload.layers import Layer, Owner
@@ -40,7 +41,7 @@ class Engine:
     Attributes:
         layers, tiers, device, disk, prefetch: as given.
         kept_nbytes: size of what is always there, beside the layers.
-        slot_nbytes: size of one of the ``prefetch + 1`` slots.
+        slots_nbytes: size of all slots that layers are fetched into.
         rows_nbytes: bytes of embeddings that were read row by row.
     """
 
@@ -53,7 +54,8 @@ class Engine:
         self._running: tuple[Layer, Callable[[], None], int] | None = None
         whole = [layer for layer in layers if not layer.by_rows]
         streamed = [layer for layer in whole if tiers[layer] in device.streamed]
-        self.slot_nbytes = max((layer.bundle.nbytes for layer in streamed), default=0)
+        shelves = plan.shelves(streamed, prefetch)
+        self.slots_nbytes = sum(shelf.total for shelf in shelves)
         dense = max((layer.dense_nbytes for layer in whole), default=0)
         self.dense_nbytes = dense + max((layer.scratch_nbytes for layer in whole), default=0)
         device.prepare(whole, dense, self.dense_nbytes - dense)
@@ -69,12 +71,18 @@ class Engine:
             for tensor in layers[number].bundle.tensors:
                 tensor.memory.clear()  # its bytes are in the bundle now
         held, fetch, bundles = self._held, device.fetch, [layer.bundle for layer in layers]
-        from_disk = max((layer.bundle.nbytes for layer in streamed if tiers[layer] == "disk"), default=0)
-        slots = [device.slot(self.slot_nbytes, from_disk) for _ in range(prefetch + 1)] if streamed else []
+        slots: dict[int, list[Any]] = {}
+        for shelf in shelves:
+            from_disk = (layer.bundle.nbytes for layer in shelf.layers if tiers[layer] == "disk")
+            most = max(from_disk, default=0)
+            made = [device.slot(shelf.nbytes, most) for _ in range(shelf.count)]
+            slots |= {self._numbers[layer]: made for layer in shelf.layers}
         self._ring: Ring[int, Any] | None = None
         if slots:
             order = [self._numbers[layer] for layer in streamed]
-            self._ring = Ring(lambda key, slot: fetch(bundles[key], held.get(key), slot), slots, order)
+            self._ring = Ring(
+                lambda key, slot: fetch(bundles[key], held.get(key), slot), slots, order, ahead=prefetch > 0
+            )
         # Also when the model is just forgotten, and at the end of the program.
         self._shut = weakref.finalize(self, _shut, self._ring, device, disk, held)
 

@@ -116,7 +116,7 @@ def start(parts: Parts, device: Device, gpu: Amount, host: Amount, prefetch: int
         UsageError: there is not enough memory.
     """
     whole = [layer for layer in parts.layers if not layer.by_rows]
-    slots = (prefetch + 1) * max((layer.bundle.nbytes for layer in whole), default=0)
+    slots = sum(shelf.total for shelf in plan.shelves(whole, prefetch))
     dense = max((layer.dense_nbytes + layer.scratch_nbytes for layer in whole), default=0)
     free = device.free_memory()
     on_gpu = 0 if free is None else _budget(gpu, "gpu_memory", free, slots + dense)
@@ -145,7 +145,7 @@ def _budget(amount: Amount, what: str, free: int | None, buffers: int) -> int:
     """
     if free is not None and buffers > free:
         raise UsageError(
-            f"the buffers for the largest layer need {buffers / 1e9:.2f} GB, {free / 1e9:.2f} GB are free: a "
+            f"buffers for layers on their way need {buffers / 1e9:.2f} GB, {free / 1e9:.2f} GB are free: a "
             "smaller prefetch needs less"
         )
     if amount is not None:

@@ -1,4 +1,4 @@
-"""Which layer lies where: in GPU memory, in host memory or on disk, all of them compressed.
+"""Which layer lies where, in GPU memory, in host memory or on disk, and the slots that it is fetched into.
 
 Every layer is read once for a token, so that a byte that is kept saves a byte of transfer, whichever it is.
 What is kept is therefore spread evenly: while kept layers compute, those between them are fetched.
@@ -7,7 +7,8 @@ What is kept is therefore spread evenly: while kept layers compute, those betwee
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -74,6 +75,46 @@ def _spread(layers: Sequence[Layer], room: int) -> list[Layer]:
             chosen.append(layer)
             left -= layer.bundle.nbytes
     return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Slots of one size, and the layers that are fetched into them.
+
+    Attributes:
+        layers: those of about this size, the largest first.
+        count: how many slots there are.
+    """
+
+    layers: tuple[Layer, ...]
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size of each of the slots."""
+        return self.layers[0].bundle.nbytes
+
+    @property
+    def total(self) -> int:
+        """Size of all of them."""
+        return self.count * self.nbytes
+
+
+def shelves(layers: Iterable[Layer], prefetch: int) -> list[Shelf]:
+    """Slots for layers that are fetched, so many ahead.
+
+    A layer of less than half the size of another gets none of its slots. So the head of a model, which may be
+    as large as four layers, takes up one slot and not all of them.
+    """
+    left = sorted(layers, key=lambda layer: -layer.bundle.nbytes)
+    found = []
+    while left:
+        # With nothing fetched ahead one slot is enough for all.
+        least = left[0].bundle.nbytes / 2 if prefetch else 0
+        alike = tuple(layer for layer in left if layer.bundle.nbytes >= least)
+        found.append(Shelf(alike, min(prefetch + 1, len(alike))))
+        left = left[len(alike) :]
+    return found
 
 
 def nbytes(amount: int | str, what: str) -> int:

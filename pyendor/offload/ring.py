@@ -2,6 +2,9 @@
 
 Knows neither files nor devices: ``fetch(key, slot)`` is given. What follows what is learnt from the calls:
 the first time it is the order that is given, later that of the last time. A wrong guess costs time only.
+
+Slots are of several sizes, each size on a shelf: the head of a model may be four times as large as a layer,
+and slots that could all hold it would be too few, or too much memory.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -32,9 +35,10 @@ class Ring(Generic[Key, Slot]):
 
     Args:
         fetch: fills a slot; called on the thread, one key at a time.
-        slots: one for what is in use and one for each that is fetched ahead. With a single one there is no
-            thread: the caller does every fetch.
+        shelves: slots, by the keys that they are for: several keys have the same ones.
         order: all keys, in the order in which they are expected first.
+        ahead: whether anything is fetched before it is asked for. If not, there is no thread: the caller
+            does every fetch.
 
     Attributes:
         busy: seconds that fetching took.
@@ -42,10 +46,16 @@ class Ring(Generic[Key, Slot]):
     """
 
     def __init__(
-        self, fetch: Callable[[Key, Slot], None], slots: Iterable[Slot], order: Sequence[Key]
+        self,
+        fetch: Callable[[Key, Slot], None],
+        shelves: Mapping[Key, Sequence[Slot]],
+        order: Sequence[Key],
+        *,
+        ahead: bool = True,
     ) -> None:
         self._fetch = fetch
-        self._slots = list(slots)
+        self._shelves = shelves
+        self._ahead = ahead
         self._follows = dict(itertools.pairwise([*order, *order[:1]]))
         self._last: Key | None = None
         # The queue; what the thread is at, which may be in no queue any more; and what the caller has. A slot
@@ -69,10 +79,10 @@ class Ring(Generic[Key, Slot]):
         with self._turn:
             self._taken = None
             job = self._job(key)
-            if len(self._slots) > 1:
+            if self._ahead:
                 self._start()
                 self._turn.wait_for(lambda: job.done or self._closed)
-        if len(self._slots) == 1:
+        if not self._ahead:
             job.begun = True
             self._run(job)
         with self._turn:
@@ -115,26 +125,29 @@ class Ring(Generic[Key, Slot]):
         if not self._jobs or self._jobs[0].key != key or self._jobs[0].error is not None:
             self._jobs.clear()
             # Only where the thread is filling the last slot with what is not wanted, this has to wait.
-            self._turn.wait_for(lambda: bool(self._idle()) or self._closed)
+            self._turn.wait_for(lambda: bool(self._idle(key)) or self._closed)
             self._require_open()
-            self._jobs.append(_Job(key, self._idle()[0]))
+            self._jobs.append(_Job(key, self._idle(key)[0]))
         self._guess()
         return self._jobs[0]
 
-    def _idle(self) -> list[Slot]:
+    def _idle(self, key: Key) -> list[Slot]:
         used: list[Slot] = [job.slot for job in self._jobs]
         if self._running is not None:
             used.append(self._running.slot)
         if self._taken is not None:
             used.append(self._taken)
-        return [slot for slot in self._slots if all(slot is not other for other in used)]
+        return [slot for slot in self._shelves[key] if all(slot is not other for other in used)]
 
     def _guess(self) -> None:
-        """Gives idle slots to what is expected next."""
-        for slot in self._idle() if len(self._slots) > 1 else ():
-            following = self._follows.get(self._jobs[-1].key if self._jobs else self._last)  # type: ignore[arg-type]
-            if following is not None:
-                self._jobs.append(_Job(following, slot))
+        """Gives idle slots to what is expected next, up to the first for which there is none."""
+        key = self._jobs[-1].key if self._jobs else self._last
+        while self._ahead and key is not None:
+            key = self._follows.get(key)
+            idle = self._idle(key) if key is not None else []
+            if key is None or not idle:
+                break
+            self._jobs.append(_Job(key, idle[0]))
         self._turn.notify_all()
 
     def _start(self) -> None:
