@@ -8,6 +8,7 @@ Every run is a process of its own. *Cold*: in a control group with too little me
 cache emptied before; pages of files count, so that each token is read again, whoever reads. *Warm*: all is in
 the page cache, or in memory. The rate of the disk is measured before every run. Runs take turns, forwards in
 one round and backwards in the next; the first round is not counted. Needs root, for the group and the cache.
+What the file that is written holds of other models stays in it, so that they can be run one by one.
 """
 
 from __future__ import annotations
@@ -171,6 +172,18 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     return about
 
 
+def earlier(path: Path, about: dict[str, Any], chosen: list[str]) -> dict[str, Any]:
+    """What a file holds of other models; none of what was measured elsewhere, or with other versions."""
+    found: dict[str, Any] = {"machine": about, "models": {}, "runs": []}
+    if path.exists():
+        old = json.loads(path.read_text())
+        if {**old["machine"], "date": ""} != {**about, "date": ""}:
+            raise SystemExit(f"{path} is of another machine, or of other versions: choose another file")
+        found["models"] = {name: model for name, model in old["models"].items() if name not in chosen}
+        found["runs"] = [run for run in old["runs"] if run["model"] not in chosen]
+    return found
+
+
 def main() -> None:
     """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -196,7 +209,7 @@ def main() -> None:
         args.models, args.states = args.models or "llama2-70b", "cold,host"
     args.rounds = args.rounds or (4 if args.where == "cpu" else 2)
     chosen = (args.models or "opt-1.3b,opt-66b,llama2-70b").split(",")
-    results: dict[str, Any] = {"machine": machine(args), "models": {}, "runs": []}
+    results = earlier(args.output, machine(args), chosen)
     for model in chosen:
         root = offload_models.build(model, args.folder.absolute())
         about = MODELS[model]
