@@ -114,6 +114,23 @@ def test_each_takes_slots_of_its_size() -> None:
     made.close()
 
 
+def test_one_fetch_begins_before_another_ends() -> None:
+    together = threading.Barrier(2, timeout=10)
+
+    def fetch(key: str, slot: Slot) -> None:
+        together.wait()
+        time.sleep(0.05)
+
+    began = time.perf_counter()
+    made, _ = ring(4, fetch)
+    for key in KEYS[:4]:
+        assert made.take(key).held == key
+    together.abort()  # one may be waiting for another
+    made.close()
+    assert made.busy <= time.perf_counter() - began, "time counts once, however many fetch"
+    assert made.busy >= 0.05 * 4 / 2
+
+
 def test_nothing_fetched_ahead_needs_no_thread() -> None:
     before = threading.active_count()
     made, fetched = ring(1)

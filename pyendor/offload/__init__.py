@@ -36,7 +36,7 @@ def offload_model(
     device: str | int | torch.device = "cpu",
     gpu_memory: int | str | None = None,
     host_memory: int | str | None = None,
-    prefetch: int = 1,
+    prefetch: int = 2,
     read: str = "auto",
     dtype: torch.dtype | None = None,
 ) -> torch.nn.Module:
@@ -158,7 +158,7 @@ def moved(model: torch.nn.Module) -> Moved:
 
 
 def close(model: torch.nn.Module) -> None:
-    """Ends the thread, closes the files and gives memory back: the model cannot run any more.
+    """Ends the threads, closes the files and gives memory back: the model cannot run any more.
 
     Forgetting the model does the same. Closing twice is fine.
 

@@ -55,7 +55,7 @@ class Device(Protocol):
         """A layer in its tier, where it stays: what ``fetch`` or ``decode`` take."""
 
     def fetch(self, bundle: Bundle, held: Any, slot: Any) -> None:
-        """Brings a layer to a slot from where it is held, or, that being None, from disk: on a thread."""
+        """Brings a layer to a slot from where it is held, or, that being None, from disk: on threads."""
 
     def decode(self, layer: Layer, place: Any) -> tuple[list[torch.Tensor], bool]:
         """The weights of a layer from a slot or from where it is held, until the next call.

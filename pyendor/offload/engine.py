@@ -59,7 +59,7 @@ class Engine:
         dense = max((layer.dense_nbytes for layer in whole), default=0)
         self.dense_nbytes = dense + max((layer.scratch_nbytes for layer in whole), default=0)
         device.prepare(whole, dense, self.dense_nbytes - dense)
-        # By number: a layer holds its module, which holds the hooks, and so this; the thread must not.
+        # By number: a layer holds its module, which holds the hooks, and so this; the threads must not.
         self._numbers = {layer: number for number, layer in enumerate(layers)}
         self._held = {
             self._numbers[layer]: device.hold(layer.bundle, tiers[layer])
@@ -99,7 +99,7 @@ class Engine:
         self._handles.append(model.register_forward_hook(self._after_all))
 
     def close(self) -> None:
-        """Takes the hooks away, ends the thread, closes the files and gives memory back."""
+        """Takes the hooks away, ends the threads, closes the files and gives memory back."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -1,11 +1,12 @@
 """Layers on a CUDA device: copied compressed, on a stream of their own, and decoded there by one launch.
 
-The host waits for nothing but, on the fetching thread, for a disk and for a slot; and once, when the model
+The host waits for nothing but, on the fetching threads, for a disk and for a slot; and once, when the model
 has run, for what the kernels have found wrong. Memory is allocated when a model is loaded, and never again.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +81,7 @@ class Gpu:
         self._words = self._dense = self._scratch = streams.memory(0)
         self._seen = aligned(0)
         self._checked = streams.event()
+        self._lock = threading.Lock()
 
     def free_memory(self) -> int | None:
         """As of :class:`~pyendor.offload.device.Device`."""
@@ -144,7 +146,8 @@ class Gpu:
         streams.wait(slot.decoded, copying=True)
         streams.copy(slot.memory[: bundle.nbytes], torch.from_numpy(source[: bundle.nbytes]), copying=True)
         streams.mark(slot.copied, copying=True)
-        self.moved += bundle.nbytes
+        with self._lock:
+            self.moved += bundle.nbytes
 
     def decode(self, layer: Layer, place: Any) -> tuple[list[torch.Tensor], bool]:
         """As of :class:`~pyendor.offload.device.Device`."""

@@ -30,7 +30,7 @@ class Moved:
     Attributes:
         disk: bytes read from disk, rows of embeddings among them.
         link: bytes copied from host memory to the device.
-        fetching: seconds that fetching layers took, on a thread of its own unless none are fetched ahead.
+        fetching: seconds in which layers were being fetched, in the background unless none are fetched ahead.
         waiting: seconds that the model waited for it.
         decoding: seconds that decoding took; None on a GPU, where nobody waits for it.
     """

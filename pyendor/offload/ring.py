@@ -1,4 +1,4 @@
-"""What will be needed next is fetched on a thread of its own, into slots that are used again.
+"""What will be needed next is fetched on threads of their own, into slots that are used again.
 
 Knows neither files nor devices: ``fetch(key, slot)`` is given. What follows what is learnt from the calls:
 the first time it is the order that is given, later that of the last time. A wrong guess costs time only.
@@ -17,6 +17,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+# A second one has begun when the first comes to its end, so that a disk always has something to do.
+_THREADS = 2
+
 Key = TypeVar("Key", bound=Hashable)
 Slot = TypeVar("Slot")
 
@@ -31,18 +34,17 @@ class _Job(Generic[Key, Slot]):
 
 
 class Ring(Generic[Key, Slot]):
-    """Slots that go round between a thread that fills them and one caller that uses them, one at a time.
+    """Slots that go round between threads that fill them and one caller that uses them, one at a time.
 
     Args:
-        fetch: fills a slot; called on the thread, one key at a time.
+        fetch: fills a slot; called on two threads, in the order of the keys.
         shelves: slots, by the keys that they are for: several keys have the same ones.
         order: all keys, in the order in which they are expected first.
-        ahead: whether anything is fetched before it is asked for. If not, there is no thread: the caller
+        ahead: whether anything is fetched before it is asked for. If not, there are no threads: the caller
             does every fetch.
 
     Attributes:
-        busy: seconds that fetching took.
-        waited: seconds that the caller waited for it.
+        waited: seconds that the caller waited.
     """
 
     def __init__(
@@ -58,16 +60,25 @@ class Ring(Generic[Key, Slot]):
         self._ahead = ahead
         self._follows = dict(itertools.pairwise([*order, *order[:1]]))
         self._last: Key | None = None
-        # The queue; what the thread is at, which may be in no queue any more; and what the caller has. A slot
-        # that is in none of them is idle, also after an interrupt at any moment.
+        # The queue; what the threads are at, which may be in no queue any more; and what the caller has. A
+        # slot that is in none of them is idle, also after an interrupt at any moment.
         self._jobs: deque[_Job[Key, Slot]] = deque()
-        self._running: _Job[Key, Slot] | None = None
+        self._running: list[_Job[Key, Slot]] = []
         self._taken: Slot | None = None
         self._turn = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._threads = [
+            threading.Thread(target=self._work, name="pyendor-offload", daemon=True) for _ in range(_THREADS)
+        ]
         self._closed = False
-        self.busy = 0.0
+        self._busy = self._since = 0.0
         self.waited = 0.0
+
+    @property
+    def busy(self) -> float:
+        """Seconds in which something was being fetched."""
+        with self._turn:
+            self._count()
+            return self._busy if self._ahead else self.waited
 
     def take(self, key: Key) -> Slot:
         """A slot that holds what was asked for. It is the caller's until it is given back, or the next call.
@@ -103,13 +114,13 @@ class Ring(Generic[Key, Slot]):
             self._guess()
 
     def close(self) -> None:
-        """Ends the thread, and waits until it has ended: nothing is written to slots after that."""
+        """Ends the threads, and waits until they have ended: nothing is written to slots after that."""
         with self._turn:
             self._closed = True
             self._turn.notify_all()
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        for thread in self._threads:
+            if thread.ident is not None and thread is not threading.current_thread():
+                thread.join()
 
     def _require_open(self) -> None:
         if self._closed:
@@ -124,7 +135,7 @@ class Ring(Generic[Key, Slot]):
         # What failed when it was only guessed is tried again now that it is wanted.
         if not self._jobs or self._jobs[0].key != key or self._jobs[0].error is not None:
             self._jobs.clear()
-            # Only where the thread is filling the last slot with what is not wanted, this has to wait.
+            # Only where the last slot is being filled with what is not wanted, this has to wait.
             self._turn.wait_for(lambda: bool(self._idle(key)) or self._closed)
             self._require_open()
             self._jobs.append(_Job(key, self._idle(key)[0]))
@@ -132,9 +143,7 @@ class Ring(Generic[Key, Slot]):
         return self._jobs[0]
 
     def _idle(self, key: Key) -> list[Slot]:
-        used: list[Slot] = [job.slot for job in self._jobs]
-        if self._running is not None:
-            used.append(self._running.slot)
+        used = [job.slot for job in (*self._jobs, *self._running)]
         if self._taken is not None:
             used.append(self._taken)
         return [slot for slot in self._shelves[key] if all(slot is not other for other in used)]
@@ -151,9 +160,9 @@ class Ring(Generic[Key, Slot]):
         self._turn.notify_all()
 
     def _start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="pyendor-offload", daemon=True)
-            self._thread.start()
+        for thread in self._threads:
+            if thread.ident is None:
+                thread.start()
 
     def _work(self) -> None:
         while True:
@@ -161,18 +170,27 @@ class Ring(Generic[Key, Slot]):
                 self._turn.wait_for(lambda: self._closed or any(not job.begun for job in self._jobs))
                 if self._closed:
                     return
-                job = self._running = next(job for job in self._jobs if not job.begun)
+                job = next(job for job in self._jobs if not job.begun)
                 job.begun = True
+                self._count()
+                self._running.append(job)
             self._run(job)
 
+    def _count(self) -> None:
+        """To be called before anything begins or ends."""
+        now = time.perf_counter()
+        if self._running:
+            self._busy += now - self._since
+        self._since = now
+
     def _run(self, job: _Job[Key, Slot]) -> None:
-        began = time.perf_counter()
         try:
             self._fetch(job.key, job.slot)
         except BaseException as error:  # handed to the caller, on whose thread it belongs
             job.error = error
         with self._turn:
-            self.busy += time.perf_counter() - began
+            self._count()
             job.done = True
-            self._running = None
+            if job in self._running:
+                self._running.remove(job)
             self._turn.notify_all()
