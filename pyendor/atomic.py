@@ -47,9 +47,12 @@ def new_file(
         if not force:
             raise UsageError(f"{quote(str(target))} exists; --force (force=True) replaces it")
         target = target.resolve()  # a link stays a link: what it points to is replaced
-    temporary, lock = _locked(target, mode) if alone else (beside(target), None)
+    # The name is known before the file is there: whenever an interrupt comes, it is removed.
+    temporary, lock, ours = hidden(target, SUFFIX) if alone else beside(target), None, not alone
     try:
-        # The name is known before the file is there: whenever an interrupt comes, it is removed.
+        if alone:
+            temporary, lock = _locked(target, mode)
+            ours = True
 
         def opener(*_: object) -> int:
             return _create(temporary, mode) if lock is None else os.dup(lock)
@@ -62,7 +65,10 @@ def new_file(
             os.fsync(file.fileno())
         _rename(temporary, target, replace=force)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        if ours:
+            temporary.unlink(missing_ok=True)
+        else:
+            _remove_unless_locked(temporary)
         if isinstance(error, OSError) and error.filename in {None, str(temporary), temporary}:
             error.filename = str(target)  # a full disk, for instance, names no file
         raise
@@ -87,22 +93,42 @@ def _locked(target: Path, mode: int) -> tuple[Path, int | None]:
             descriptor, new = _create(path, mode), True
         except FileExistsError:
             try:
-                if not stat.S_ISREG(os.lstat(path).st_mode):
-                    raise UsageError(f"{quote(str(path))} is in the way: remove it") from None
-                flags = os.O_RDWR | system.BINARY | system.NO_FOLLOWING
-                descriptor, new = os.open(path, flags), False
+                descriptor, new = _open(path), False
             except FileNotFoundError:
                 continue  # whose it was has finished
-        if not locks.take(descriptor, path, target):
-            os.close(descriptor)
-            if new:
+        with contextlib.ExitStack() as stack:
+            stack.callback(locks.release, descriptor)
+            if not locks.take(descriptor, path, target):
+                if new:
+                    path.unlink()
+                return beside(target), None
+            here = locks.is_at(descriptor, path)
+            if new and here:
+                stack.pop_all()
+                return path, descriptor
+            # Left by a process that was killed. Not written to: somebody may have opened it.
+            if here:
                 path.unlink()
-            return beside(target), None
-        if new and locks.is_at(descriptor, path):
-            return path, descriptor
-        # Left by a process that was killed. Not written to: somebody may have opened it.
-        if locks.is_at(descriptor, path):
+
+
+def _open(path: Path) -> int:
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise UsageError(f"{quote(str(path))} is in the way: remove it")
+    return os.open(path, os.O_RDWR | system.BINARY | system.NO_FOLLOWING)
+
+
+def _remove_unless_locked(path: Path) -> None:
+    """Removes what an interrupt has left in the moment between making a file and locking it."""
+    try:
+        descriptor = _open(path)
+    except (OSError, UsageError):
+        return
+    try:
+        if locks.take(descriptor, path, path) and locks.is_at(descriptor, path):
             path.unlink()
+    except UsageError:
+        pass  # another process has it
+    finally:
         locks.release(descriptor)
 
 

@@ -22,7 +22,7 @@ _held: set[int] = set()
 
 
 def take(descriptor: int, path: Path, target: Path) -> bool:
-    """Locks an open file until it is closed, or this process ends in whatever way.
+    """Locks an open file until it is released, or this process ends in whatever way.
 
     Returns:
         False if the file system, or the system, has no such locks.
@@ -35,21 +35,19 @@ def take(descriptor: int, path: Path, target: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
         raise UsageError(
             f"{quote(str(target))} is being written by another process, which has locked {quote(str(path))}"
         ) from None
     except OSError as error:
         if error.errno in _NO_LOCKS:
             return False
-        os.close(descriptor)
         raise
     _held.add(descriptor)
     return True
 
 
 def release(descriptor: int) -> None:
-    """Closes a locked file."""
+    """Closes a file, locked or not."""
     _held.discard(descriptor)
     os.close(descriptor)
 

@@ -184,8 +184,13 @@ def _enter(target: Path) -> tuple[Path, int | None]:
             descriptor = os.open(root / "lock", flags, 0o600)
         except FileNotFoundError:
             continue  # whose it was has finished
-        if not locks.take(descriptor, root / "lock", target):
-            os.close(descriptor)
+        try:
+            locked = locks.take(descriptor, root / "lock", target)
+        except BaseException:
+            locks.release(descriptor)
+            raise
+        if not locked:
+            locks.release(descriptor)
             _remove(root)
             root = atomic.beside(target)
             root.mkdir(0o700)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ import safetensors
 import safetensors.numpy
 from conftest import ROOT, tree
 
-from pyendor import atomic, checkpoint, convert, file, report, verify, workspace, writer
+from pyendor import atomic, checkpoint, convert, file, locks, report, verify, workspace, writer
 from pyendor.choice import Values
 from pyendor.errors import FormatError, UsageError
 from pyendor.numpy import save_file
@@ -537,6 +538,35 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
         peak = int(run.stdout.split()[-1]) * 1024
         assert peak < 100e6 + 4 * (1 << 24) + 30e6, command
     assert filecmp.cmp(tmp_path / "back", tmp_path / "dense", shallow=False)
+
+
+@pytest.mark.parametrize("moment", ["_create", "take", "is_at"])
+def test_an_interrupt_before_a_new_file_is_written(
+    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come when the file has been made, and again and again until it is locked."""
+    module = atomic if moment == "_create" else locks
+    step = getattr(module, moment)
+
+    def interrupted(*args: Any) -> Any:
+        descriptor = step(*args)
+        monkeypatch.undo()
+        if moment == "_create":
+            os.close(descriptor)  # a number that is lost; the process ends, or it stays open
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic.new_file(tmp_path / "x", force=False, alone=True):
+        pytest.fail("it was interrupted before")
+    assert not list(tmp_path.iterdir())
+    with atomic.new_file(tmp_path / "x", force=False, alone=True) as stream:
+        stream.write(b"new")
+        with (
+            pytest.raises(UsageError, match="being written by another process"),
+            atomic.new_file(tmp_path / "x", force=False, alone=True),
+        ):
+            pytest.fail("two write the same file")
+    assert (tmp_path / "x").read_bytes() == b"new", "the second took nothing away from the first"
 
 
 def test_new_file_keeps_mode_and_follows_links(tmp_path: Path) -> None:
