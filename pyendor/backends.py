@@ -41,7 +41,7 @@ class Codec(Protocol):
         out: Bytes | None,
         first: int = 0,
         stop: int | None = None,
-        warm: bool = False,
+        stream: bool = False,
     ) -> None:
         """A range of blocks of parts, checked, into dense data, or only checked."""
 

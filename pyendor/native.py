@@ -32,8 +32,6 @@ _SHARE = 128
 # The same for slices of several runs, which wait for memory, and of one, where two threads are no faster.
 _SHARE_OF_RUNS = 512
 _SHARE_OF_RUN = 2048
-# Outputs that the caches do not hold anyway. Storing past them is a third faster then, and slower below.
-_STREAM = 16 << 20
 
 
 def available() -> bool:
@@ -148,7 +146,7 @@ def decode(
     out: Bytes | None,
     first: int = 0,
     stop: int | None = None,
-    warm: bool = False,
+    stream: bool = False,
 ) -> None:
     """Checks a range of blocks of parts, and fills ``out``, if there is one, with their elements.
 
@@ -159,7 +157,7 @@ def decode(
     itemsize = dtypes.BY_NAME[meta.dtype].itemsize
     buffers = _Buffers("endor_parts", parts)
     tensor = (_target(), _tensor(meta), buffers.structure)
-    flags = _native.lib.ENDOR_STREAM if warm and out is not None and out.size >= _STREAM else 0
+    flags = _native.lib.ENDOR_STREAM if stream else 0
 
     def run(blocks: tuple[int, int]) -> tuple[int, int]:
         offset = _native.ffi.new("uint64_t *")

@@ -160,13 +160,12 @@ def decode(
     out: Bytes | None,
     first: int = 0,
     stop: int | None = None,
-    warm: bool = False,
+    stream: bool = False,
 ) -> None:
     """Checks the blocks ``first`` to ``stop - 1`` of a tensor and fills ``out`` with their elements (B-11).
 
     Without ``first`` and ``stop`` these are all blocks, and all of B-3 to B-10 and E-2 to E-8 is checked.
-    Without ``out`` that is all that is done. ``warm`` says that ``out`` is mapped already, for codecs that
-    can use that.
+    Without ``out`` that is all that is done. ``stream`` asks codecs that can to store past the caches.
 
     Raises:
         PartError: a rule is broken. What is in ``out`` then means nothing.

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pyendor import backends, dtypes, layout, native, parallel, reference
 from pyendor.dtypes import DType
-from pyendor.encoded import EncodedTensor
+from pyendor.encoded import STREAM, EncodedTensor
 from pyendor.errors import BackendUnavailableError, PartError
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
@@ -198,11 +198,14 @@ def test_storing_past_the_caches_changes_nothing(
     memory = np.zeros(dense.size + 128, np.uint8)
     start = -memory.ctypes.data % 64 + shift
     out = memory[start : start + dense.size]
-    assert out.size >= native._STREAM
+    assert out.size >= STREAM
     tensor.decode(out)
     assert np.array_equal(out, dense)
     assert not memory[:start].any()
     assert not memory[start + dense.size :].any()
+    low, high = (block * layout.BLOCK * dtype.itemsize for block in (1, 3))
+    assert np.array_equal(tensor.decode_blocks(1, 3, out[: high - low], stream=True), dense[low:high])
+    assert np.array_equal(out[high - low :], dense[high - low :])
 
 
 def test_work_inside_of_work_is_done_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

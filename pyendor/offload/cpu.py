@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from pyendor.encoded import STREAM
 from pyendor.layout import Bytes
 from pyendor.offload.disk import Disk, aligned
 from pyendor.offload.layers import Layer, Weight
@@ -56,11 +57,13 @@ class Cpu:
     def decode(self, layer: Layer, place: Bytes) -> tuple[list[torch.Tensor], bool]:
         """As of :class:`~pyendor.offload.device.Device`."""
         began = time.perf_counter()
-        weights = [self._decode(layer, weight, place) for weight in layer.weights]
+        # What is decoded first is used when all has been decoded: no cache keeps it that long.
+        stream = layer.dense_nbytes >= STREAM
+        weights = [self._decode(layer, weight, place, stream) for weight in layer.weights]
         self.decoding += time.perf_counter() - began
         return weights, any(weight.at is None for weight in layer.weights)
 
-    def _decode(self, layer: Layer, weight: Weight, place: Bytes) -> torch.Tensor:
+    def _decode(self, layer: Layer, weight: Weight, place: Bytes, stream: bool) -> torch.Tensor:
         if weight.at is None:
             ((number, _),) = weight.pieces
             return weight.view(torch.from_numpy(place), layer.bundle.places[number]["values"][0])
@@ -70,10 +73,10 @@ class Cpu:
             parts = layer.bundle.parts(number, place)
             if not weight.cast:
                 low = weight.at + start
-                tensor.decode(parts, self._dense[low : low + tensor.dense_nbytes])
+                tensor.decode(parts, self._dense[low : low + tensor.dense_nbytes], stream=stream)
                 continue
             scratch = self._scratch[: tensor.dense_nbytes]
-            tensor.decode(parts, scratch)
+            tensor.decode(parts, scratch, stream=False)
             source = torch.from_numpy(scratch).view(tensor.torch_dtype)
             first = start // weight.dtype.itemsize
             view.view(-1)[first : first + source.numel()].copy_(source)

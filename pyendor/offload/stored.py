@@ -99,8 +99,8 @@ class Stored:
         offsets = {role: start for role, (start, _) in self.places.items()} if path is not None else {}
         return EncodedTensor(self.name, self.meta, parts, offsets, path)
 
-    def decode(self, parts: Mapping[str, Bytes], out: Bytes) -> None:
-        """Dense bytes from parts, which have been read.
+    def decode(self, parts: Mapping[str, Bytes], out: Bytes, *, stream: bool) -> None:
+        """Dense bytes from parts, which have been read; ``stream`` as of :meth:`EncodedTensor.decode`.
 
         Raises:
             FormatError: the parts break a rule of section 8. ``out`` then holds nothing of use.
@@ -108,7 +108,7 @@ class Stored:
         if self.meta is None:
             out[:] = parts["values"]
         else:
-            self.encoded(parts).decode(out)
+            self.encoded(parts).decode(out, stream=stream)
 
     def load(self) -> Bytes:
         """The dense bytes, in memory that is the caller's."""
