@@ -199,7 +199,7 @@ def main() -> None:
         "--clean", action="store_true", help="remove each model when it is done: 25 GB at most"
     )
     parser.add_argument("--what", default="", help="only this one")
-    parser.add_argument("--prefetch", type=int, default=2)
+    parser.add_argument("--prefetch", type=int, help="otherwise what the engine chooses")
     args = parser.parse_args()
     args.device = "cpu" if args.where == "cpu" else "cuda"
     if args.device == "cuda" and not torch.cuda.is_available():

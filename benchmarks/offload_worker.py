@@ -37,6 +37,7 @@ def ours(root: Path, job: dict[str, Any]) -> tuple[Any, Callable[[], dict[str, f
         return about | {"decoding": since.decoding or 0.0}
 
     model.about_reading = f"{found.read}: {found.reason}"
+    model.about_prefetch = found.prefetch
     model.stored = found.tiers["host"].stored + found.tiers["disk"].stored
     return model, moved
 
@@ -131,9 +132,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         start, stop = marks[-2:]
         found = {"seconds": seconds, "layers": stop - start, "read": read_bytes() - before, "token": chosen}
         tokens.append(found | moved())
-    about = {
-        key: getattr(model, name, None) for key, name in (("reading", "about_reading"), ("stored", "stored"))
-    }
+    names = {"reading": "about_reading", "prefetch": "about_prefetch", "stored": "stored"}
+    about = {key: getattr(model, name, None) for key, name in names.items()}
     # The first holds the prompt, and what was being fetched before.
     return {"loading": loading, "first": tokens[0], "tokens": tokens[1:]} | about
 

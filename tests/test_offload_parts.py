@@ -414,6 +414,15 @@ def test_slots_by_size() -> None:
     assert slots((), 1) == []
 
 
+def test_how_many_layers_ahead() -> None:
+    mine = layers(*[100] * 5)
+    assert plan.layers_ahead(mine, 50, None) == 2
+    assert plan.layers_ahead(mine, 50, 438) == 2
+    assert plan.layers_ahead(mine, 50, 437) == 1, "four fifths do not hold 350"
+    assert plan.layers_ahead(mine, 50, 312) == 0
+    assert plan.layers_ahead([], 0, 0) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [(0, 0), ("7", 7), ("2GB", 2 * 10**9), ("1.5 GiB", 3 << 29), ("512mib", 512 << 20), ("3k", 3000)],

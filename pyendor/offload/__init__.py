@@ -36,7 +36,7 @@ def offload_model(
     device: str | int | torch.device = "cpu",
     gpu_memory: int | str | None = None,
     host_memory: int | str | None = None,
-    prefetch: int = 2,
+    prefetch: int | None = None,
     read: str = "auto",
     dtype: torch.dtype | None = None,
 ) -> torch.nn.Module:
@@ -52,7 +52,8 @@ def offload_model(
         gpu_memory: bytes of the GPU's memory for layers that stay there, compressed; also as ``"20GB"`` or
             ``"512MiB"``. Without it four fifths of what is free, less the buffers.
         host_memory: the same of host memory, pinned if there is a GPU. 0 for none: all is read from disk.
-        prefetch: layers that are fetched while one runs; 0 for none.
+        prefetch: layers that are fetched while one runs; 0 for none. Without it 2, fewer where memory is
+            short.
         read: how files are read: ``direct`` past the page cache, ``cache`` through it, ``gds`` to the memory
             of a GPU; ``auto`` finds out what there is and what is faster. :func:`summary` tells what is used.
         dtype: of a directory's model; without it what its config says.
@@ -171,8 +172,10 @@ def close(model: torch.nn.Module) -> None:
     _engine(model).close()
 
 
-def _check(device: str | int | torch.device, gpu_memory: int | str | None, prefetch: int) -> torch.device:
-    if prefetch < 0:
+def _check(
+    device: str | int | torch.device, gpu_memory: int | str | None, prefetch: int | None
+) -> torch.device:
+    if prefetch is not None and prefetch < 0:
         raise UsageError(f"prefetch {prefetch}: 0 or more layers can be fetched ahead")
     try:
         where = torch.device(device)

@@ -109,19 +109,21 @@ def open_device(where: torch.device) -> Device:
     return Gpu(Cuda(where))
 
 
-def start(parts: Parts, device: Device, gpu: Amount, host: Amount, prefetch: int, read: str) -> Engine:
+def start(parts: Parts, device: Device, gpu: Amount, host: Amount, prefetch: int | None, read: str) -> Engine:
     """The engine for these layers. If there is an error the device remains the caller's, and no file is open.
 
     Raises:
         UsageError: there is not enough memory.
     """
     whole = [layer for layer in parts.layers if not layer.by_rows]
-    slots = sum(shelf.total for shelf in plan.shelves(whole, prefetch))
     dense = max((layer.dense_nbytes + layer.scratch_nbytes for layer in whole), default=0)
-    free = device.free_memory()
+    free, free_on_host = device.free_memory(), plan.free_host_memory()
+    if prefetch is None:
+        prefetch = plan.layers_ahead(whole, dense, free_on_host if free is None else free)
+    slots = sum(shelf.total for shelf in plan.shelves(whole, prefetch))
     on_gpu = 0 if free is None else _budget(gpu, "gpu_memory", free, slots + dense)
     buffers = slots + dense if free is None else slots
-    on_host = _budget(host, "host_memory", plan.free_host_memory(), buffers)
+    on_host = _budget(host, "host_memory", free_on_host, buffers)
     tiers = plan.place(parts.layers, on_gpu, on_host)
     from_disk = [layer for layer in whole if tiers[layer] == "disk"]
     tensors = [tensor for layer in parts.layers for tensor in layer.bundle.tensors]

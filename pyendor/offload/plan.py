@@ -19,6 +19,7 @@ Tier = Literal["gpu", "host", "disk"]
 
 # What is left to others, of memory that is free, unless the caller says how much to take.
 _SHARE = 0.8
+_AHEAD = 2
 _UNITS = {
     "": 1,
     "k": 10**3,
@@ -115,6 +116,21 @@ def shelves(layers: Iterable[Layer], prefetch: int) -> list[Shelf]:
         found.append(Shelf(alike, min(prefetch + 1, len(alike))))
         left = left[len(alike) :]
     return found
+
+
+def layers_ahead(layers: Sequence[Layer], dense: int, free: int | None) -> int:
+    """How many layers are fetched ahead when the caller has no wish: two, or what there is memory for.
+
+    With one, the disk waits whenever a layer takes longer to compute than to fetch. More gain nothing.
+    """
+    if free is None:
+        return _AHEAD
+    fits = (
+        ahead
+        for ahead in range(_AHEAD, 0, -1)
+        if dense + sum(shelf.total for shelf in shelves(layers, ahead)) <= default_share(free)
+    )
+    return next(fits, 0)
 
 
 def nbytes(amount: int | str, what: str) -> int:
