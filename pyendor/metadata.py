@@ -15,6 +15,8 @@ from typing import Any
 from pyendor import container, dtypes, jsontext
 from pyendor.errors import FormatError, UnsupportedError, quote
 
+__all__ = ["Split", "TensorMeta"]
+
 KEY = "endor"
 MAJOR = 1
 # The encodings that there are, positions and values, and the version that brought them (spec 8).

@@ -29,9 +29,8 @@ TARGETS = ("auto", "scalar", "avx2", "avx512", "neon")  # ENDOR_AUTO and so on o
 
 # Blocks that are worth a thread of their own: half a million elements.
 _SHARE = 128
-# The same for slices of several runs, which wait for memory, and of one, where two threads are no faster.
-_SHARE_OF_RUNS = 512
-_SHARE_OF_RUN = 2048
+# The same for slices, which wait for memory.
+_SHARE_OF_SLICE = 512
 
 
 def available() -> bool:
@@ -195,8 +194,7 @@ def cut(
     itemsize = dtypes.BY_NAME[meta.dtype].itemsize
     row = count * itemsize
     # Several threads take whole rows, or, of a slice of one row, whole blocks.
-    share = _SHARE_OF_RUNS if rows > 1 else _SHARE_OF_RUN
-    shares = max(1, min(count * rows // BLOCK // share, parallel.threads()))
+    shares = max(1, min(count * rows // BLOCK // _SHARE_OF_SLICE, parallel.threads()))
 
     def run(low: int, high: int) -> tuple[int, int]:
         """Rows, or the elements of one row."""

@@ -46,6 +46,7 @@ PUBLIC = {
     "pyendor.prune": "reference/checkpoints",
     "pyendor.wanda": "reference/checkpoints",
     "pyendor.encoded": "reference/encoded",
+    "pyendor.metadata": "reference/encoded",
     "pyendor.errors": "reference/errors",
 }
 # Where the method of a function is from: a rule, a section of the specification, a paper, what it mirrors.

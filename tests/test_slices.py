@@ -230,8 +230,7 @@ def test_threads_change_nothing(
     monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, threads: str
 ) -> None:
     monkeypatch.setenv("PYENDOR_THREADS", threads)
-    for share in ("_SHARE_OF_RUNS", "_SHARE_OF_RUN"):
-        monkeypatch.setattr(native, share, 100)
+    monkeypatch.setattr(native, "_SHARE_OF_SLICE", 100)
     rows, width = 700, 4500
     dense = sparse_bytes(rng, rows * width, 2)
     tensor = EncodedTensor.encode("x", "U16", (rows, width), dense)
