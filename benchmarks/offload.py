@@ -40,6 +40,8 @@ HOST = ("accelerate-cpu", "dense", "raw", "split")
 # Memory for a run that must not have the model in memory: Python, PyTorch, the largest buffers, little else.
 LIMIT = {"opt-1.3b": 1.5e9, "opt-66b": 6e9, "llama2-70b": 5.5e9, "tiny": 1e9}
 TOKENS = {"opt-1.3b": 6, "opt-66b": 3, "llama2-70b": 3, "tiny": 4}
+# Layers that are fetched ahead: for all weights what there is room for with dense ones.
+AHEAD = {"opt-1.3b": 2, "opt-66b": 1, "llama2-70b": 1, "tiny": 2}
 
 
 def disk_rate(path: Path, nbytes: int = 1 << 29) -> float:
@@ -107,7 +109,8 @@ def worker(job: dict[str, Any]) -> dict[str, Any]:
 
 def jobs(args: argparse.Namespace, model: str, root: Path) -> list[dict[str, Any]]:
     """All runs of a model."""
-    common = {"root": str(root), "model": model, "device": args.device, "prefetch": args.prefetch}
+    ahead = AHEAD[model] if args.prefetch is None else args.prefetch
+    common = {"root": str(root), "model": model, "device": args.device, "prefetch": ahead}
     common["tokens"] = TOKENS[model] * (1 if args.device == "cpu" else 4)
     # Of the large ones what does not fit is of interest.
     states = (args.states or ("cold,warm" if model in {"opt-1.3b", "tiny"} else "cold")).split(",")
@@ -199,7 +202,7 @@ def main() -> None:
         "--clean", action="store_true", help="remove each model when it is done: 25 GB at most"
     )
     parser.add_argument("--what", default="", help="only this one")
-    parser.add_argument("--prefetch", type=int, help="otherwise what the engine chooses")
+    parser.add_argument("--prefetch", type=int, help="otherwise 1 for the large models, 2 for others")
     args = parser.parse_args()
     args.device = "cpu" if args.where == "cpu" else "cuda"
     if args.device == "cuda" and not torch.cuda.is_available():
