@@ -8,14 +8,18 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 THREADS = "PYENDOR_THREADS"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# Has a function called by so many threads at a time, which return when they find nothing left to do.
+Team = Callable[[Callable[[], None], int], None]
 
 _here = threading.local()
 
@@ -37,6 +41,9 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """
     if len(items) < 2 or (count := threads()) == 1:
         return [work(item) for item in items]
+    team: Team | None = getattr(_here, "team", None)
+    if team is not None:
+        return _by_team(team, count, work, items)
     pool = _pool(count)
     # Where each item has a thread anyway, the first is done on this one: to hand over takes time as well.
     here = 1 if len(items) <= count else 0
@@ -47,6 +54,17 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         for future in futures:
             future.cancel()
         wait(futures)
+
+
+@contextmanager
+def by(team: Team | None) -> Iterator[None]:
+    """In this block a team, if there is one, does what this thread has done by several."""
+    before = getattr(_here, "team", None)
+    _here.team = team
+    try:
+        yield
+    finally:
+        _here.team = before
 
 
 def ahead(work: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Result]:
@@ -68,6 +86,29 @@ def ahead(work: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Re
             yield following.result()
         finally:
             following.cancel()
+
+
+def _by_team(team: Team, count: int, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    done: dict[int, Result] = {}
+    failed: dict[int, BaseException] = {}
+    left = iter(enumerate(items))
+
+    def take_part() -> None:
+        _here.busy = True
+        try:
+            for number, item in left:
+                try:
+                    done[number] = work(item)
+                except BaseException as error:  # raised where the caller is
+                    failed[number] = error
+        finally:
+            _here.busy = False
+
+    team(take_part, count)
+    if failed:
+        raise failed[min(failed)]
+    # What an interrupt took away from a thread just then is done here.
+    return [done[number] if number in done else work(item) for number, item in enumerate(items)]
 
 
 def _here_done(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

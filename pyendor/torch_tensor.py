@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from pyendor import dtypes, layout, metadata, torch_cuda
+from pyendor import dtypes, layout, metadata, openmp, parallel, torch_cuda
 from pyendor.dtypes import DType
 from pyendor.encoded import EncodedTensor
 from pyendor.errors import FormatError, UnsupportedError
@@ -371,8 +371,9 @@ def _decode(parts: Sequence[Tensor], meta: str, shape: Sequence[int], dtype: tor
         out = torch.empty(tuple(shape), dtype=dtype, device=parts[0].device)
         _decode_there(named, entry, out)
         return out
-    data = {role: to_bytes(part) for role, part in named.items()}
-    return from_bytes(EncodedTensor("", entry, data).decode(), dtype, shape).to(parts[0].device)
+    with parallel.by(openmp.team()):
+        dense = _encoded(entry, named).decode()
+    return from_bytes(dense, dtype, shape).to(parts[0].device)
 
 
 def _decode_into(parts: Sequence[Tensor], meta: str, out: Tensor) -> None:
@@ -380,7 +381,8 @@ def _decode_into(parts: Sequence[Tensor], meta: str, out: Tensor) -> None:
     if torch_cuda.usable(parts[0].device) and out.device == parts[0].device:
         _decode_there(named, entry, out)
     elif out.device.type == "cpu":
-        EncodedTensor("", entry, {role: to_bytes(part) for role, part in named.items()}).decode(to_bytes(out))
+        with parallel.by(openmp.team()):
+            _encoded(entry, named).decode(to_bytes(out))
     else:
         out.copy_(_decode(parts, meta, out.shape, out.dtype))
 
@@ -390,8 +392,12 @@ def _decode_there(parts: Mapping[str, Tensor], meta: TensorMeta, out: Tensor) ->
     try:
         torch_cuda.decode(parts, meta, out)
     except FormatError:
-        EncodedTensor("", meta, {role: to_bytes(part) for role, part in parts.items()}).validate()
+        _encoded(meta, parts).validate()
         raise
+
+
+def _encoded(meta: TensorMeta, parts: Mapping[str, Tensor]) -> EncodedTensor:
+    return EncodedTensor("", meta, {role: to_bytes(part) for role, part in parts.items()})
 
 
 def _parsed(parts: Sequence[Tensor], meta: str) -> tuple[TensorMeta, dict[str, Tensor]]:

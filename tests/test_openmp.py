@@ -1,0 +1,133 @@
+"""Decoding by PyTorch's threads: the same results and errors, wherever it is done."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import sparse_bytes
+
+torch = pytest.importorskip("torch")
+
+from pyendor import native, openmp, parallel  # noqa: E402  needs torch
+from pyendor.encoded import EncodedTensor  # noqa: E402
+from pyendor.errors import FormatError  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(parallel.THREADS, "2")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def team() -> parallel.Team:
+    found = openmp.team()
+    if found is None:
+        pytest.skip("PyTorch has another OpenMP here")
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="wheels for Linux have GNU's OpenMP")
+def test_the_openmp_of_the_wheels_is_found() -> None:
+    assert openmp.team() is not None
+
+
+def test_work_is_done_by_threads_of_pytorch(team: parallel.Team) -> None:
+    both, names = threading.Barrier(2, timeout=10), []
+
+    def work(number: int) -> int:
+        if number < 2:
+            both.wait()  # one for each thread
+        names.append(threading.current_thread().name)
+        return 10 * number
+
+    with parallel.by(team):
+        assert parallel.each(work, range(9)) == [10 * number for number in range(9)]
+    assert not any(name.startswith("pyendor") for name in names)
+    assert len(set(names)) == 2
+    with parallel.by(team):
+        inner = parallel.each(lambda x: parallel.each(lambda y: 10 * x + y, range(3)), range(4))
+    assert inner == [[10 * x + y for y in range(3)] for x in range(4)]
+
+
+def test_the_first_error_is_raised(team: parallel.Team) -> None:
+    def work(number: int) -> int:
+        if number in {3, 5}:
+            raise ValueError(number)
+        return number
+
+    with parallel.by(team):
+        for _ in range(20):
+            with pytest.raises(ValueError, match="3"):
+                parallel.each(work, range(7))
+        assert parallel.each(work, range(3)) == [0, 1, 2]
+
+
+def test_a_thread_that_stops_leaves_nothing_undone() -> None:
+    """As an interrupt between two items would have it."""
+    with parallel.by(lambda work, count: None):
+        assert parallel.each(lambda number: number + 1, range(5)) == [1, 2, 3, 4, 5]
+
+
+def test_tensors_are_the_same(team: parallel.Team, rng: np.random.Generator) -> None:
+    shape = (700, 4096)
+    dense = sparse_bytes(rng, shape[0] * shape[1], 2)
+    tensor = EncodedTensor.encode("x", "U16", shape, dense, digest=False)
+    matrix = torch.ones(512, 512)
+    with parallel.by(team):
+        for _ in range(5):
+            torch.mm(matrix, matrix)  # its threads have just been at work
+            assert np.array_equal(tensor.decode(), dense)
+        for word in (600, 20):
+            tensor.parts["bitmap"][512 * word] ^= 1
+        with pytest.raises(FormatError) as ours:
+            tensor.decode()
+    with pytest.raises(FormatError) as pools:
+        tensor.decode()
+    assert str(ours.value) == str(pools.value)
+
+
+def test_only_where_both_have_as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(parallel.THREADS, "3")
+    assert openmp.team() is None
+    monkeypatch.setenv(parallel.THREADS, "1")
+    torch.set_num_threads(1)
+    assert openmp.team() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_child_of_fork_has_threads_of_its_own(tmp_path: Path) -> None:
+    code = """if True:
+        import os, numpy as np, torch
+        from pyendor.torch_tensor import EndorTensor
+        from pyendor import openmp
+        torch.set_num_threads(2)
+        dense = torch.from_numpy(np.where(np.arange(1 << 22) % 2, 0, 7).astype("<u2")).view(torch.bfloat16)
+        encoded = EndorTensor.from_dense(dense.reshape(1024, -1))
+        torch.mm(torch.ones(512, 512), torch.ones(512, 512))
+        assert torch.equal(encoded.decode().view(-1), dense)
+        child = os.fork()
+        if not child:
+            torch.set_num_threads(1)  # as DataLoader has it: PyTorch itself would hang
+            alright = openmp.team() is None and encoded.decode().count_nonzero() == 1 << 21
+            os._exit(0 if alright else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        """
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=60, env=os.environ | {parallel.THREADS: "2"}
+    )
+
+
+def test_native_decodes_large_tensors_in_pieces() -> None:
+    """Otherwise nothing of this would be at work."""
+    assert not native.available() or len(native._ranges(0, 700)) == 2
