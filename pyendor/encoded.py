@@ -188,7 +188,8 @@ class EncodedTensor:
             first: the first block.
             stop: the block after the last one.
             out: where to put it, ``uint8``, contiguous, of just that size. Otherwise it is new.
-            backend, stream: as of :meth:`decode`.
+            backend: the codec to use.
+            stream: whether ``out`` is stored past the caches, as of :meth:`decode`.
 
         Returns:
             ``uint8 [elements * itemsize]``, row-major and little-endian.
