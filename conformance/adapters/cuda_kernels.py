@@ -35,7 +35,7 @@ class Kernels:
         out: Bytes | None,
         first: int = 0,
         stop: int | None = None,
-        warm: bool = False,
+        stream: bool = False,
     ) -> None:
         """A range of blocks, checked and decoded."""
         word = np.zeros(1, np.int64)
