@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
@@ -93,16 +93,15 @@ def _by_team(team: Team, count: int, work: Callable[[Item], Result], items: Sequ
     failed: dict[int, BaseException] = {}
     left = iter(enumerate(items))
 
-    def take_part() -> None:
-        _here.busy = True
+    def one(numbered: tuple[int, Item]) -> None:
+        number, item = numbered
         try:
-            for number, item in left:
-                try:
-                    done[number] = work(item)
-                except BaseException as error:  # raised where the caller is
-                    failed[number] = error
-        finally:
-            _here.busy = False
+            done[number] = work(item)
+        except BaseException as error:  # raised where the caller is
+            failed[number] = error
+
+    def take_part() -> None:
+        _here_done(one, left)
 
     team(take_part, count)
     if failed:
@@ -111,7 +110,7 @@ def _by_team(team: Team, count: int, work: Callable[[Item], Result], items: Sequ
     return [done[number] if number in done else work(item) for number, item in enumerate(items)]
 
 
-def _here_done(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def _here_done(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     _here.busy = True
     try:
         return [work(item) for item in items]
