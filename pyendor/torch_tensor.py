@@ -267,7 +267,9 @@ class EndorTensor(Tensor):
             if func is torch.ops.aten.copy_.default:
                 return _copy(first, args[1])
             if func is torch.ops.aten.is_pinned.default:
-                return all(func(part, *args[1:], **kwargs) for part in first.parts.values())
+                # Empty ones never are.
+                pinned = [func(part, *args[1:], **kwargs) for part in first.parts.values() if part.numel()]
+                return bool(pinned) and all(pinned)
         dense = tree_map_only(EndorTensor, EndorTensor.decode, (args, kwargs))
         return func(*dense[0], **dense[1])
 

@@ -218,6 +218,20 @@ def test_other_streams() -> None:
     assert all(same(out, dense) for out in outs)
 
 
+def test_pinned_parts() -> None:
+    from pyendor.torch_tensor import EndorTensor
+
+    dense = weights()["bf16"]
+    pinned = EndorTensor.from_dense(dense).pin_memory()
+    assert isinstance(pinned, EndorTensor)
+    assert pinned.is_pinned()
+    assert all(part.is_pinned() for part in pinned.parts.values())
+    moved = pinned.to("cuda", non_blocking=True)
+    assert isinstance(moved, EndorTensor)
+    assert same(moved.decode(), dense)
+    assert same(pinned.decode(), dense)
+
+
 def test_arrays_by_dlpack() -> None:
     meta, parts, dense = samples(dtypes.BY_NAME["BF16"], 5000)[0]
     out, word = (

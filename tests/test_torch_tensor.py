@@ -6,7 +6,7 @@ import copy
 import io
 import pickle
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,58 @@ def test_copies_stay_what_they_were() -> None:
         assert copied.weight.mark is not layer.weight.mark
         assert copied.weight.data_ptr() not in {0, layer.weight.data_ptr()}
         assert torch.equal(copied.weight.decode(), weight())
+
+
+@pytest.fixture
+def pinning() -> Iterator[dict[int, int]]:
+    """Memory is pinned without a GPU: where it is, and how many bytes.
+
+    In the place of PyTorch's operators for dense tensors, which answer as for CUDA: an empty tensor never is.
+    """
+    pinned: dict[int, int] = {}
+
+    def pin(part: Any, device: Any = None) -> Any:
+        made = part.clone()
+        pinned[made.data_ptr()] = made.numel()
+        return made
+
+    def is_pinned(part: Any, device: Any = None) -> bool:
+        return bool(part.numel()) and part.data_ptr() in pinned
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_pin_memory", pin, "CPU")
+    library.impl("is_pinned", is_pinned, "CPU")
+    yield pinned
+    library._destroy()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5], ids=["empty parts", "half"])
+def test_pinning_keeps_it_encoded(share: float, pinning: dict[int, int]) -> None:
+    dense = weight() * (torch.rand(300, 200) < share)
+    tensor = EndorTensor.from_dense(dense)
+    assert not tensor.is_pinned()
+    made = tensor.pin_memory()
+    assert isinstance(made, EndorTensor)
+    assert sum(pinning.values()) == tensor.encoded_nbytes
+    assert made.data_ptr() != tensor.data_ptr()
+    assert made.is_pinned()
+    assert made.pin_memory() is made
+    assert not tensor.is_pinned()
+    assert torch.equal(made.decode(), dense)
+    assert made.meta == tensor.meta
+    copied = tensor.clone()
+    made.copy_(copied)  # other memory, as when a state is loaded
+    assert not made.is_pinned()
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="memory can be pinned")
+def test_pinning_without_a_gpu_fails_as_for_a_dense_tensor() -> None:
+    messages = []
+    for tensor in (weight(), EndorTensor.from_dense(weight())):
+        with pytest.raises(RuntimeError) as raised:
+            tensor.pin_memory()
+        messages.append(str(raised.value).splitlines()[0])
+    assert messages[0] == messages[1]
 
 
 def test_rows_of_an_embedding_are_looked_up() -> None:
