@@ -29,7 +29,9 @@ TARGETS = ("auto", "scalar", "avx2", "avx512", "neon")  # ENDOR_AUTO and so on o
 
 # Blocks that are worth a thread of their own: half a million elements.
 _SHARE = 128
-# The same for slices, which wait for memory.
+# Pieces for each thread of a team: to take the next one costs nothing, to wait for another thread does.
+_PIECES = 4
+# Blocks that are worth a thread of their own in slices, which wait for memory.
 _SHARE_OF_SLICE = 512
 
 
@@ -169,7 +171,14 @@ def decode(
         return int(status), int(offset[0])
 
     ranges = _ranges(first, stop)
-    if len(ranges) > 1 and not any(status for status, _ in parallel.each(run, ranges)):
+    team = parallel.team()
+    if len(ranges) > 1 and team is not None and out is not None:
+        start = _native.ffi.cast("endor_start", team)
+        pieces = _PIECES * len(ranges)
+        whole = (first, stop, _buffer(out), out.size, flags)
+        if not _native.lib.endor_decode_by(start, len(ranges), pieces, *tensor, *whole):
+            return
+    elif len(ranges) > 1 and not any(status for status, _ in parallel.each(run, ranges)):
         return
     # Alone, or to name the fault that comes first.
     _raise(*run((first, stop)))

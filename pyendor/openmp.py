@@ -12,14 +12,17 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from pyendor import parallel
 
 _PROCESS = os.getpid()
-_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def used() -> AbstractContextManager[None]:
+    """In a block of this, several threads that decode are those of PyTorch, where they can be had."""
+    return parallel.by(team())
 
 
 def team() -> parallel.Team | None:
@@ -36,21 +39,7 @@ def team() -> parallel.Team | None:
 
 @functools.cache
 def _team() -> parallel.Team | None:
-    library = _library()
-    if library is None:
-        return None
-    start = library.GOMP_parallel  # what compilers call for a parallel region; part of GNU's ABI
-    start.argtypes = (_FUNCTION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    start.restype = None
-
-    def run(work: Callable[[], None], count: int) -> None:
-        start(_FUNCTION(lambda _: work()), None, count, 0)
-
-    return run
-
-
-def _library() -> Any:
-    """The OpenMP that is loaded, if it is GNU's, and only one: PyTorch's own, or the system's."""
+    """From the OpenMP that is loaded, if it is GNU's, and only one: PyTorch's own, or the system's."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -60,7 +49,9 @@ def _library() -> Any:
     if len(found) != 1 or not Path(found[0]).name.startswith("libgomp"):
         return None
     try:
-        library = ctypes.CDLL(found[0])
-    except OSError:
+        # What compilers call for a parallel region; part of GNU's ABI.
+        start = ctypes.CDLL(found[0]).GOMP_parallel
+    except (OSError, AttributeError):
         return None
-    return library if hasattr(library, "GOMP_parallel") else None
+    address = ctypes.cast(start, ctypes.c_void_p).value
+    return None if address is None else parallel.Team(address)

@@ -11,15 +11,15 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NewType, TypeVar
 
 THREADS = "PYENDOR_THREADS"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Has a function called by so many threads at a time, which return when they find nothing left to do.
-Team = Callable[[Callable[[], None], int], None]
+# The address of a function like GNU's GOMP_parallel: it has another one called by threads of its own.
+Team = NewType("Team", int)
 
 _here = threading.local()
 
@@ -41,9 +41,6 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """
     if len(items) < 2 or (count := threads()) == 1:
         return [work(item) for item in items]
-    team: Team | None = getattr(_here, "team", None)
-    if team is not None:
-        return _by_team(team, count, work, items)
     pool = _pool(count)
     # Where each item has a thread anyway, the first is done on this one: to hand over takes time as well.
     here = 1 if len(items) <= count else 0
@@ -58,13 +55,19 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
 
 @contextmanager
 def by(team: Team | None) -> Iterator[None]:
-    """In this block a team, if there is one, does what this thread has done by several."""
+    """In this block a team, if there is one, decodes what this thread has decoded by several."""
     before = getattr(_here, "team", None)
     _here.team = team
     try:
         yield
     finally:
         _here.team = before
+
+
+def team() -> Team | None:
+    """The team of the block that this thread is in."""
+    found: Team | None = getattr(_here, "team", None)
+    return found
 
 
 def ahead(work: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Result]:
@@ -86,28 +89,6 @@ def ahead(work: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Re
             yield following.result()
         finally:
             following.cancel()
-
-
-def _by_team(team: Team, count: int, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    done: dict[int, Result] = {}
-    failed: dict[int, BaseException] = {}
-    left = iter(enumerate(items))
-
-    def one(numbered: tuple[int, Item]) -> None:
-        number, item = numbered
-        try:
-            done[number] = work(item)
-        except BaseException as error:  # raised where the caller is
-            failed[number] = error
-
-    def take_part() -> None:
-        _here_done(one, left)
-
-    team(take_part, count)
-    if failed:
-        raise failed[min(failed)]
-    # What an interrupt took away from a thread just then is done here.
-    return [done[number] if number in done else work(item) for number, item in enumerate(items)]
 
 
 def _here_done(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,47 +44,41 @@ def test_the_openmp_of_the_wheels_is_found() -> None:
     assert openmp.team() is not None
 
 
-def test_work_is_done_by_threads_of_pytorch(team: parallel.Team) -> None:
-    both, names = threading.Barrier(2, timeout=10), []
-
-    def work(number: int) -> int:
-        if number < 2:
-            both.wait()  # one for each thread
-        names.append(threading.current_thread().name)
-        return 10 * number
-
-    with parallel.by(team):
-        assert parallel.each(work, range(9)) == [10 * number for number in range(9)]
-    assert not any(name.startswith("pyendor") for name in names)
-    assert len(set(names)) == 2
-    with parallel.by(team):
-        inner = parallel.each(lambda x: parallel.each(lambda y: 10 * x + y, range(3)), range(4))
-    assert inner == [[10 * x + y for y in range(3)] for x in range(4)]
+def encoded(rng: np.random.Generator) -> tuple[EncodedTensor, np.ndarray]:
+    shape = (700, 4099)  # the last block is a part of one
+    dense = sparse_bytes(rng, shape[0] * shape[1], 2)
+    return EncodedTensor.encode("x", "U16", shape, dense, digest=False), dense
 
 
-def test_the_first_error_is_raised(team: parallel.Team) -> None:
-    def work(number: int) -> int:
-        if number in {3, 5}:
-            raise ValueError(number)
-        return number
+def test_every_thread_takes_pieces_until_none_is_left(rng: np.random.Generator) -> None:
+    """By a team of our own: what it is asked for, threads that begin late, and one that never comes."""
+    tensor, dense = encoded(rng)
+    calls = []
+    work_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    signature = ctypes.CFUNCTYPE(None, work_type, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 
-    with parallel.by(team):
-        for _ in range(20):
-            with pytest.raises(ValueError, match="3"):
-                parallel.each(work, range(7))
-        assert parallel.each(work, range(3)) == [0, 1, 2]
+    @signature
+    def start(work: Any, job: Any, threads: int, flags: int) -> None:
+        calls.append((threads, flags))
+        late = [threading.Thread(target=work, args=(job,)) for _ in range(len(calls) - 1)]
+        for thread in late:
+            thread.start()
+        work(job)
+        for thread in late:
+            thread.join()
 
-
-def test_a_thread_that_stops_leaves_nothing_undone() -> None:
-    """As an interrupt between two items would have it."""
-    with parallel.by(lambda work, count: None):
-        assert parallel.each(lambda number: number + 1, range(5)) == [1, 2, 3, 4, 5]
+    address = ctypes.cast(start, ctypes.c_void_p).value
+    assert address is not None
+    with parallel.by(parallel.Team(address)):
+        for _ in range(4):
+            assert np.array_equal(tensor.decode(), dense)
+        tensor.validate()  # writes nothing: by threads of ours
+        assert np.array_equal(tensor.decode_blocks(3, 5), dense[3 * 8192 : 5 * 8192])  # too few for two
+    assert calls == [(2, 0)] * 4
 
 
 def test_tensors_are_the_same(team: parallel.Team, rng: np.random.Generator) -> None:
-    shape = (700, 4096)
-    dense = sparse_bytes(rng, shape[0] * shape[1], 2)
-    tensor = EncodedTensor.encode("x", "U16", shape, dense, digest=False)
+    tensor, dense = encoded(rng)
     matrix = torch.ones(512, 512)
     with parallel.by(team):
         for _ in range(5):

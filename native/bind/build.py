@@ -1,6 +1,6 @@
 """Writes the C source of the extension module ``pyendor._native``: ``build.py OUTPUT``. CMake runs it.
 
-The declarations are those of ``native/include`` itself, which the compiler checks them against.
+The declarations are those of the headers themselves, which the compiler checks them against.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from pathlib import Path
 
 from cffi import FFI
 
-INCLUDE = Path(__file__).resolve().parent.parent / "include"
+HERE = Path(__file__).resolve().parent
 # Each with how its declarations begin, and the constants of the preprocessor that are wanted.
 HEADERS = {
-    "endor.h": ("typedef enum endor_status", ["ENDOR_STREAM"]),
-    "endor_cuda.h": ("typedef struct endor_cuda ", ["ENDOR_CUDA_JOBS"]),
+    "include/endor.h": ("typedef enum endor_status", ["ENDOR_STREAM"]),
+    "include/endor_cuda.h": ("typedef struct endor_cuda ", ["ENDOR_CUDA_JOBS"]),
+    "bind/team.h": ("typedef void (*endor_start)", []),
 }
 
 
@@ -30,8 +31,8 @@ def main(output: str) -> None:
     """Writes the source."""
     ffi = FFI()
     for name, (first, constants) in HEADERS.items():
-        ffi.cdef(declarations((INCLUDE / name).read_text("utf-8"), first, constants))
-    ffi.set_source("pyendor._native", "".join(f'#include "{name}"\n' for name in HEADERS))
+        ffi.cdef(declarations((HERE.parent / name).read_text("utf-8"), first, constants))
+    ffi.set_source("pyendor._native", "".join(f'#include "{Path(name).name}"\n' for name in HEADERS))
     ffi.emit_c_code(output)
 
 

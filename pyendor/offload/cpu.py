@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pyendor import openmp, parallel
+from pyendor import openmp
 from pyendor.encoded import STREAM
 from pyendor.layout import Bytes
 from pyendor.offload.disk import Disk, aligned
@@ -60,7 +60,7 @@ class Cpu:
         began = time.perf_counter()
         # What is decoded first is used when all has been decoded: no cache keeps it that long.
         stream = layer.dense_nbytes >= STREAM
-        with parallel.by(openmp.team()):
+        with openmp.used():
             weights = [self._decode(layer, weight, place, stream) for weight in layer.weights]
         self.decoding += time.perf_counter() - began
         return weights, any(weight.at is None for weight in layer.weights)
