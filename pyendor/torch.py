@@ -20,12 +20,13 @@ import torch
 from safetensors.torch import _find_shared_tensors, _remove_duplicate_names
 from torch import Tensor
 
-from pyendor import atomic, checkpoint, file, layout, torch_cuda, torch_tensor, writer
+from pyendor import atomic, checkpoint, file, layout, torch_bytes, torch_cuda, writer
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes
 from pyendor.opened import Opened, Sliceable, dtype_of, no_counterpart
-from pyendor.torch_tensor import BY_TORCH, EndorTensor, from_bytes, to_bytes
+from pyendor.torch_bytes import BY_TORCH, from_bytes, to_bytes
+from pyendor.torch_tensor import EndorTensor
 from pyendor.writer import TensorSource
 
 __all__ = [
@@ -424,7 +425,7 @@ def torch_dtype(tensor: layout.Tensor) -> torch.dtype:
     Raises:
         UnsupportedError: it does not have it, or this build cannot read the tensor.
     """
-    dtype = torch_tensor.torch_dtype(dtype_of(tensor).name)
+    dtype = torch_bytes.torch_dtype(dtype_of(tensor).name)
     if dtype is None:
         raise no_counterpart(tensor, "PyTorch")
     return dtype

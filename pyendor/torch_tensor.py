@@ -8,6 +8,7 @@ copies them as they are and decodes for everything else, and decoding is an oper
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -16,50 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from pyendor import dtypes, layout, metadata, openmp, parallel, torch_cuda
-from pyendor.dtypes import DType
+from pyendor import layout, metadata, torch_decode, torch_product
 from pyendor.encoded import EncodedTensor
-from pyendor.errors import FormatError, UnsupportedError
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
-
-BY_TORCH: dict[torch.dtype, DType] = {
-    getattr(torch, row.torch): row
-    for row in dtypes.TABLE
-    if row.torch is not None and hasattr(torch, row.torch)
-}
-
-
-def row_of(dtype: torch.dtype) -> DType:
-    """The format's counterpart of a type.
-
-    Raises:
-        UnsupportedError: it has none.
-    """
-    row = BY_TORCH.get(dtype)
-    if row is None:
-        raise UnsupportedError(f"dtype {dtype} has no counterpart in the format")
-    return row
-
-
-def to_bytes(tensor: Tensor) -> Bytes:
-    """The elements of a contiguous tensor as they are in memory, on the CPU."""
-    data = tensor.detach().cpu().resolve_conj().resolve_neg()
-    if not data.numel():
-        return layout.allocate(0)
-    # A dimension of one element may have any stride and still be contiguous.
-    array: Bytes = data.as_strided((data.numel(),), (1,)).view(torch.uint8).numpy()
-    return array
-
-
-def from_bytes(data: Bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    """Bytes as a tensor, which keeps them."""
-    if data.size == 0:
-        return torch.empty(tuple(shape), dtype=dtype)
-    if not data.flags.writeable:
-        data = data.copy()
-    return torch.from_numpy(data).view(dtype).reshape(tuple(shape))
-
+from pyendor.torch_bytes import dtype_of, from_bytes, row_of, to_bytes
 
 # Before the roles of parts, in the names of the attributes that hold them.
 _ATTRIBUTE = "part_"
@@ -93,7 +55,7 @@ class EndorTensor(Tensor):
             return cast(EndorTensor, torch.nn.Parameter(parts, requires_grad=requires_grad))
         assert meta is not None
         made: EndorTensor = Tensor._make_wrapper_subclass(
-            cls, meta.shape, dtype=_torch_dtype(meta), device=parts["values"].device, requires_grad=False
+            cls, meta.shape, dtype=dtype_of(meta), device=parts["values"].device, requires_grad=False
         )
         return made
 
@@ -167,7 +129,7 @@ class EndorTensor(Tensor):
         Returns:
             Its parts and metadata, without a digest.
         """
-        return EncodedTensor(name, self.meta, {role: to_bytes(part) for role, part in self.parts.items()})
+        return torch_decode.encoded(self.meta, self.parts, name)
 
     def decode(self, out: Tensor | None = None, *, device: torch.device | str | int | None = None) -> Tensor:
         """The dense tensor, all rules of section 8 checked.
@@ -196,8 +158,16 @@ class EndorTensor(Tensor):
         torch.ops.endor.decode_into(list(self.parts.values()), metadata.entry_text(self.meta), out)
         return out
 
+    def opened(self) -> Callable[[int, int, Bytes], object]:
+        """As of :class:`~pyendor.torch_product.Encoded`."""
+        return functools.partial(self.to_encoded().decode_blocks, stream=False)
+
+    def room(self) -> Tensor:
+        """As of :class:`~pyendor.torch_product.Encoded`."""
+        return torch.empty(self.shape, dtype=self.dtype)
+
     def _require_own_memory(self) -> None:
-        if (tuple(self.shape), self.dtype) != (self.meta.shape, _torch_dtype(self.meta)):
+        if (tuple(self.shape), self.dtype) != (self.meta.shape, dtype_of(self.meta)):
             raise RuntimeError("an encoded tensor was given other memory through .data; assign a new tensor")
 
     @property
@@ -252,26 +222,76 @@ class EndorTensor(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        first = args[0] if args else None
-        if isinstance(first, EndorTensor):
-            if func in _KEEPING:
-                if kwargs.get("dtype") not in {None, first.dtype}:
-                    # Still encoded: Module.to() puts the result in the place of the parameter's memory.
-                    return EndorTensor.from_dense(func(first.decode(), *args[1:], **kwargs))
-                options = {
-                    key: value for key, value in kwargs.items() if key not in {"dtype", "memory_format"}
-                }
-                return first._each(lambda part: func(part, *args[1:], **options))
-            if (part := _part(first, func, args[1:], kwargs)) is not None:
-                return part
-            if func is torch.ops.aten.copy_.default:
-                return _copy(first, args[1])
-            if func is torch.ops.aten.is_pinned.default:
-                # Empty ones never are.
-                pinned = [func(part, *args[1:], **kwargs) for part in first.parts.values() if part.numel()]
-                return bool(pinned) and all(pinned)
+        if func is torch.ops.aten.linear.default:  # in inference mode alone it is not made of others
+            return func.decompose(*args, **kwargs)
+        if args and isinstance(args[0], EndorTensor) and (operate := _OPERATORS.get(func)) is not None:
+            done = operate(args[0], func, args[1:], kwargs)
+            if done is not None:
+                return done
         dense = tree_map_only(EndorTensor, EndorTensor.decode, (args, kwargs))
         return func(*dense[0], **dense[1])
+
+
+# The products that torch.nn.functional.linear is made of.
+_MULTIPLYING = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+
+
+class _Transposed(Tensor):
+    """What a layer multiplies by: a matrix that is still encoded, transposed. For all else it is decoded."""
+
+    base: EndorTensor
+
+    @staticmethod
+    def __new__(cls, base: EndorTensor) -> _Transposed:
+        rows, columns = base.shape
+        made: _Transposed = Tensor._make_wrapper_subclass(
+            cls, (columns, rows), (1, columns), dtype=base.dtype, device=base.device
+        )
+        made.base = base
+        return made
+
+    def decode(self) -> Tensor:
+        return self.base.decode().t()
+
+    def data_ptr(self) -> int:
+        return self.base.data_ptr()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.base.parts["values"].untyped_storage()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        return self.decode().numpy(force=force)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return copy.deepcopy(self.decode(), memo)
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return _same, (self.decode(),)
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.matmul.default:  # in inference mode alone
+            return func.decompose(*args, **kwargs)
+        first = args[0]
+        if func in {torch.ops.aten.detach.default, torch.ops.aten.alias.default}:
+            return _Transposed(func(first.base))
+        if func is torch.ops.aten.t.default:
+            return torch.ops.aten.alias.default(first.base)
+        if func in _MULTIPLYING and not kwargs and isinstance(args[-1], _Transposed):
+            found = torch_product.product(args[0] if len(args) == 3 else None, args[-2], args[-1].base)
+            if found is not None:
+                return found
+        dense = tree_map_only((EndorTensor, _Transposed), lambda one: one.decode(), (args, kwargs))
+        return func(*dense[0], **dense[1])
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _rebuilt(
@@ -284,20 +304,6 @@ def _rebuilt(
     return made
 
 
-# Operators that leave the elements as they are: done to the parts.
-_KEEPING = {
-    torch.ops.aten.detach.default,
-    torch.ops.aten.alias.default,
-    torch.ops.aten.clone.default,
-    torch.ops.aten._to_copy.default,
-    torch.ops.aten._pin_memory.default,
-}
-
-
-# Operators that take a part of the elements, of which the others need not be decoded.
-_CUTTING = {torch.ops.aten.slice.Tensor, torch.ops.aten.select.int}
-
-
 # Elements or rows one by one cost more than the same number of those beside each other.
 _FEW = 16
 
@@ -307,17 +313,30 @@ def _on_cpu(tensor: EndorTensor) -> bool:
     return tensor.device.type == "cpu" and all(type(part) is Tensor for part in tensor.parts.values())
 
 
-def _part(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor | None:
-    """What an operator takes of a tensor if it need not be decoded for that as a whole."""
-    if func in _CUTTING:
-        return _cut(tensor, func, args, options)
-    if func is torch.ops.aten.embedding.default:
-        return _rows(tensor, args[0])
-    return None
+def _keep(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> EndorTensor:
+    """What leaves the elements as they are is done to the parts."""
+    if options.get("dtype") not in {None, tensor.dtype}:
+        # Still encoded: Module.to() puts the result in the place of the parameter's memory.
+        return EndorTensor.from_dense(func(tensor.decode(), *args, **options))
+    options = {key: value for key, value in options.items() if key not in {"dtype", "memory_format"}}
+    return tensor._each(lambda part: func(part, *args, **options))
 
 
-def _rows(tensor: EndorTensor, indices: Tensor) -> Tensor | None:
+def _pinned(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> bool:
+    """Whether all parts are in pinned memory; empty ones never are."""
+    pinned = [func(part, *args, **options) for part in tensor.parts.values() if part.numel()]
+    return bool(pinned) and all(pinned)
+
+
+def _transpose(
+    tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]
+) -> _Transposed | None:
+    return _Transposed(tensor) if tensor.ndim == 2 and _on_cpu(tensor) else None
+
+
+def _rows(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor | None:
     """The rows of an embedding that are looked up; None where decoding everything is better."""
+    indices = args[0]
     if tensor.ndim != 2 or not _on_cpu(tensor) or type(indices) is not Tensor or not indices.numel():
         return None
     rows, places = torch.unique(indices, return_inverse=True)
@@ -344,8 +363,9 @@ def _cut(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str,
     return from_bytes(data, tensor.dtype, view.shape)
 
 
-def _copy(into: EndorTensor, source: Tensor) -> EndorTensor:
+def _copy(into: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> EndorTensor:
     """``into.copy_(source)``: as when a state is loaded. The parts are replaced: their sizes may differ."""
+    source = args[0]
     if source.shape != into.shape:
         source = source.expand(into.shape)
     if not isinstance(source, EndorTensor) or source.dtype != into.dtype:
@@ -354,70 +374,17 @@ def _copy(into: EndorTensor, source: Tensor) -> EndorTensor:
     return into
 
 
-def torch_dtype(name: str) -> torch.dtype | None:
-    """What PyTorch calls a dtype of the format; None if it does not have it."""
-    dtype = getattr(torch, dtypes.BY_NAME[name].torch or "", None)
-    return dtype if isinstance(dtype, torch.dtype) else None
-
-
-def _torch_dtype(meta: TensorMeta) -> torch.dtype:
-    dtype = torch_dtype(meta.dtype)
-    if dtype is None:
-        raise UnsupportedError(f"PyTorch has no counterpart of {meta.dtype}")
-    return dtype
-
-
-def _decode(parts: Sequence[Tensor], meta: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    entry, named = _parsed(parts, meta)
-    if torch_cuda.usable(parts[0].device):
-        out = torch.empty(tuple(shape), dtype=dtype, device=parts[0].device)
-        _decode_there(named, entry, out)
-        return out
-    with parallel.by(openmp.team()):
-        dense = _encoded(entry, named).decode()
-    return from_bytes(dense, dtype, shape).to(parts[0].device)
-
-
-def _decode_into(parts: Sequence[Tensor], meta: str, out: Tensor) -> None:
-    entry, named = _parsed(parts, meta)
-    if torch_cuda.usable(parts[0].device) and out.device == parts[0].device:
-        _decode_there(named, entry, out)
-    elif out.device.type == "cpu":
-        with parallel.by(openmp.team()):
-            _encoded(entry, named).decode(to_bytes(out))
-    else:
-        out.copy_(_decode(parts, meta, out.shape, out.dtype))
-
-
-def _decode_there(parts: Mapping[str, Tensor], meta: TensorMeta, out: Tensor) -> None:
-    """Decodes on the device. Where in a part a fault is, the codec of the CPU says."""
-    try:
-        torch_cuda.decode(parts, meta, out)
-    except FormatError:
-        _encoded(meta, parts).validate()
-        raise
-
-
-def _encoded(meta: TensorMeta, parts: Mapping[str, Tensor]) -> EncodedTensor:
-    return EncodedTensor("", meta, {role: to_bytes(part) for role, part in parts.items()})
-
-
-def _parsed(parts: Sequence[Tensor], meta: str) -> tuple[TensorMeta, dict[str, Tensor]]:
-    entry = metadata.parse_entry(meta)
-    roles = (spec.role for spec in layout.part_specs(entry))
-    return entry, dict(zip(roles, parts, strict=True))
-
-
-# Operators, so that torch.compile keeps them in a graph as they are.
-torch.library.custom_op(
-    "endor::decode",
-    _decode,
-    mutates_args=(),
-    schema="(Tensor[] parts, str meta, int[] shape, ScalarType dtype) -> Tensor",
-).register_fake(lambda parts, meta, shape, dtype: parts[0].new_empty(shape, dtype=dtype))
-torch.library.custom_op(
-    "endor::decode_into",
-    _decode_into,
-    mutates_args=("out",),
-    schema="(Tensor[] parts, str meta, Tensor(a!) out) -> ()",
-).register_fake(lambda parts, meta, out: None)
+# What need not decode all of a tensor, its first argument, and how it is done; None is given where it has to.
+_OPERATORS: dict[Any, Callable[[EndorTensor, Any, Sequence[Any], dict[str, Any]], Any]] = {
+    torch.ops.aten.detach.default: _keep,
+    torch.ops.aten.alias.default: _keep,
+    torch.ops.aten.clone.default: _keep,
+    torch.ops.aten._to_copy.default: _keep,
+    torch.ops.aten._pin_memory.default: _keep,
+    torch.ops.aten.is_pinned.default: _pinned,
+    torch.ops.aten.copy_.default: _copy,
+    torch.ops.aten.t.default: _transpose,
+    torch.ops.aten.slice.Tensor: _cut,
+    torch.ops.aten.select.int: _cut,
+    torch.ops.aten.embedding.default: _rows,
+}

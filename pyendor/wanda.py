@@ -31,7 +31,7 @@ from pyendor import checkpoint, dtypes, file
 from pyendor.errors import UsageError, quote
 from pyendor.prune import Inputs, Options, check_source, converted, prune_bytes
 from pyendor.torch import read
-from pyendor.torch_tensor import BY_TORCH, from_bytes, to_bytes
+from pyendor.torch_bytes import BY_TORCH, from_bytes, to_bytes
 
 __all__ = ["Calibration", "collect"]
 

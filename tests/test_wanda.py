@@ -24,7 +24,7 @@ pytest.importorskip("accelerate")
 
 import pyendor.torch  # noqa: E402
 from pyendor import wanda  # noqa: E402
-from pyendor.torch_tensor import to_bytes  # noqa: E402
+from pyendor.torch_bytes import to_bytes  # noqa: E402
 from pyendor.wanda import Calibration  # noqa: E402
 
 TEXTS = [

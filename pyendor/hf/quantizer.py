@@ -23,7 +23,8 @@ from pyendor.choice import MIN_SAVING
 from pyendor.encoded import EncodedTensor, take_survey
 from pyendor.hf import files
 from pyendor.hf.config import EndorConfig
-from pyendor.torch_tensor import BY_TORCH, EndorTensor, to_bytes
+from pyendor.torch_bytes import BY_TORCH, to_bytes
+from pyendor.torch_tensor import EndorTensor
 
 
 @auto.register_quantizer(METHOD)

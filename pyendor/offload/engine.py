@@ -25,7 +25,7 @@ from pyendor.offload.plan import Tier
 from pyendor.offload.report import Moved
 from pyendor.offload.ring import Ring
 from pyendor.offload.rows import Rows, RowsInMemory
-from pyendor.torch_tensor import from_bytes
+from pyendor.torch_bytes import from_bytes
 
 
 class Engine:

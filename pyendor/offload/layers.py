@@ -17,7 +17,7 @@ from torch import nn
 from pyendor import layout
 from pyendor.offload.names import Piece
 from pyendor.offload.stored import Bundle
-from pyendor.torch_tensor import row_of
+from pyendor.torch_bytes import row_of
 
 # Where a weight begins in dense memory: what vector instructions of any processor ask for.
 ALIGNMENT = 256

@@ -20,7 +20,8 @@ from pyendor.offload.engine import Engine
 from pyendor.offload.layers import Owner, Parts
 from pyendor.offload.names import Piece
 from pyendor.offload.stored import Stored
-from pyendor.torch_tensor import EndorTensor, from_bytes, row_of, to_bytes
+from pyendor.torch_bytes import from_bytes, row_of, to_bytes
+from pyendor.torch_tensor import EndorTensor
 
 Amount = int | str | None
 

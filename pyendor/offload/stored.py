@@ -19,7 +19,7 @@ from pyendor.errors import UnsupportedError, quote
 from pyendor.file import File
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
-from pyendor.torch_tensor import torch_dtype
+from pyendor.torch_bytes import torch_dtype
 
 # Direct reads begin and end at multiples of this, in the file and in memory.
 PAGE = 4096

@@ -1,0 +1,164 @@
+"""Products with a matrix that is encoded: some rows of it are decoded at a time, and multiplied at once.
+
+The dense matrix as a whole would go through memory three times: fetched to be written and written when it is
+decoded, read when it is multiplied. Some rows of it stay in a cache from one to the other. What comes out is
+bit for bit what the whole matrix gives: whether it does depends on how PyTorch cuts a product up, so it is
+tried for every shape, on sums that show any other order of their terms.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pyendor import layout, openmp
+from pyendor.layout import Bytes
+
+# Dense bytes that are decoded at a time. Caches hold that, and to begin is little beside it.
+CHUNK = 8 << 20
+# The least and the unit of rows: what kernels for matrices cut them into, or a multiple of it.
+UNIT = 256
+# Rows of input; with more of them arithmetic is what takes the time.
+FEW = 16
+
+_PLAIN = {Tensor, torch.nn.Parameter}
+_DTYPES = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
+
+_here = threading.local()
+_found: dict[tuple[object, ...], bool] = {}
+
+
+class Encoded(Protocol):
+    """A matrix that is encoded."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Rows, which are what is multiplied by, and columns."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type."""
+
+    def opened(self) -> Callable[[int, int, Bytes], object]:
+        """What decodes blocks of it, from one to before another, into memory of just that size."""
+
+    def room(self) -> Tensor:
+        """Memory for a dense matrix of this shape and type, whatever is in it."""
+
+
+def product(bias: Tensor | None, x: Tensor, weight: Encoded) -> Tensor | None:
+    """``x @ weight.T``, plus a bias, without the dense weight as a whole.
+
+    Args:
+        bias: ``[n]``, or none.
+        x: ``[m, k]``.
+        weight: ``[n, k]``, on the CPU.
+
+    Returns:
+        ``[m, n]``, the same bits that the dense weight gives; None where all of it has to be decoded, or is
+        better decoded.
+
+    Raises:
+        FormatError: what was decoded breaks a rule of section 8.
+    """
+    if not _fits(bias, x, weight):
+        return None
+    edges = _edges(weight)
+    if edges is None or (len(edges) > 2 and not _exact(bias is not None, x.shape[0], weight, edges)):
+        return None
+    columns, dtype = weight.shape[1], weight.dtype
+    largest = max(high - low for low, high in itertools.pairwise(edges))
+    memory = _scratch(largest * columns * dtype.itemsize)
+    dense = torch.from_numpy(memory).view(dtype)
+    decode = weight.opened()
+
+    def rows(low: int, high: int) -> Tensor:
+        first, stop = low * columns // layout.BLOCK, layout.blocks(high * columns)
+        decode(first, stop, memory[: (high - low) * columns * dtype.itemsize])
+        return dense[: (high - low) * columns].view(high - low, columns)
+
+    with openmp.used():
+        return _by_chunks(bias, x, edges, rows)
+
+
+def _fits(bias: Tensor | None, x: Tensor, weight: Encoded) -> bool:
+    """Whether this is a product of the kind that is done here, and one without errors."""
+    given = (x,) if bias is None else (x, bias)
+    shape, dtype = weight.shape, weight.dtype
+    return (
+        all(type(one) in _PLAIN and one.device.type == "cpu" and one.dtype == dtype for one in given)
+        and all(one.is_contiguous() for one in given)
+        and dtype in _DTYPES
+        and x.ndim == len(shape) == 2
+        and 0 < x.shape[0] <= FEW
+        and x.shape[1] == shape[1]
+        and (bias is None or bias.shape == shape[:1])
+    )
+
+
+def _edges(weight: Encoded) -> list[int] | None:
+    """Where chunks of rows begin, and the end; None where they would be too large, or begin within blocks."""
+    rows, columns = weight.shape
+    row_nbytes = columns * weight.dtype.itemsize
+    units = max(1, rows // UNIT)
+    chunks = min(units, max(1, round(rows * row_nbytes / CHUNK)))
+    edges = [*(units * chunk // chunks * UNIT for chunk in range(chunks)), rows]
+    largest = max(high - low for low, high in itertools.pairwise(edges)) * row_nbytes
+    if not 0 < largest <= 2 * CHUNK or (chunks > 1 and UNIT * columns % layout.BLOCK):
+        return None
+    return edges
+
+
+def _by_chunks(
+    bias: Tensor | None, x: Tensor, edges: Sequence[int], rows: Callable[[int, int], Tensor]
+) -> Tensor:
+    out = x.new_empty(x.shape[0], edges[-1])
+    for low, high in itertools.pairwise(edges):
+        weight = rows(low, high).t()
+        out[:, low:high] = torch.mm(x, weight) if bias is None else torch.addmm(bias[low:high], x, weight)
+    return out
+
+
+def _exact(with_bias: bool, m: int, weight: Encoded, edges: Sequence[int]) -> bool:
+    """Whether chunks give what the whole matrix does, for products of this shape."""
+    precision, determined = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    # What PyTorch may choose a kernel by.
+    key = (with_bias, m, *weight.shape, weight.dtype, torch.get_num_threads(), precision, determined)
+    key += (torch._C._get_mkldnn_enabled(),)
+    if key not in _found:
+        _found[key] = _tried(with_bias, m, weight.room(), edges)
+    return _found[key]
+
+
+def _tried(with_bias: bool, m: int, room: Tensor, edges: Sequence[int]) -> bool:
+    """The same, tried.
+
+    All sums are 0 but for rounding, which depends on the order in which they are added up.
+    """
+    (n, k), dtype = room.shape, room.dtype
+    some = torch.Generator().manual_seed(0)
+    order = torch.randperm(k, generator=some)
+    x = torch.exp(3 * torch.randn(m, k // 2, generator=some))
+    half = torch.randn(min(n, 64), k // 2, generator=some)
+    x /= x.amax()  # no sum overflows in any type
+    pattern = torch.cat([half, -half, half.new_zeros(len(half), k % 2)], 1)[:, order].to(dtype)
+    x = torch.cat([x, x, x.new_zeros(m, k % 2)], 1)[:, order].to(dtype)
+    for low in range(0, n, len(half)):
+        room[low : low + len(half)] = pattern[: n - low]
+    bias = room.new_zeros(n) if with_bias else None
+    whole = torch.mm(x, room.t()) if bias is None else torch.addmm(bias, x, room.t())
+    return torch.equal(whole, _by_chunks(bias, x, edges, lambda low, high: room[low:high]))
+
+
+def _scratch(nbytes: int) -> Bytes:
+    """Memory of this thread, which its caches may still hold."""
+    memory: Bytes | None = getattr(_here, "memory", None)
+    if memory is None or memory.size < nbytes:
+        memory = _here.memory = layout.allocate(max(nbytes, CHUNK))
+        memory[:] = 0  # mapped once, and not by each thread a part
+    return memory
