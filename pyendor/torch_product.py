@@ -44,6 +44,10 @@ class Encoded(Protocol):
     def dtype(self) -> torch.dtype:
         """Its type."""
 
+    @property
+    def decoded(self) -> bool:
+        """Whether the dense matrix is there, so that the whole of it is better used."""
+
     def opened(self) -> Callable[[int, int, Bytes], object]:
         """What decodes blocks of it, from one to before another, into memory of just that size."""
 
@@ -91,7 +95,8 @@ def _fits(bias: Tensor | None, x: Tensor, weight: Encoded) -> bool:
     given = (x,) if bias is None else (x, bias)
     shape, dtype = weight.shape, weight.dtype
     return (
-        all(type(one) in _PLAIN and one.device.type == "cpu" and one.dtype == dtype for one in given)
+        not weight.decoded
+        and all(type(one) in _PLAIN and one.device.type == "cpu" and one.dtype == dtype for one in given)
         and all(one.is_contiguous() for one in given)
         and dtype in _DTYPES
         and x.ndim == len(shape) == 2

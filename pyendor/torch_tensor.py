@@ -158,6 +158,11 @@ class EndorTensor(Tensor):
         torch.ops.endor.decode_into(list(self.parts.values()), metadata.entry_text(self.meta), out)
         return out
 
+    @property
+    def decoded(self) -> bool:
+        """As of :class:`~pyendor.torch_product.Encoded`."""
+        return False
+
     def opened(self) -> Callable[[int, int, Bytes], object]:
         """As of :class:`~pyendor.torch_product.Encoded`."""
         return functools.partial(self.to_encoded().decode_blocks, stream=False)

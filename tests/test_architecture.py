@@ -38,7 +38,7 @@ ORDER: list[set[str]] = [
     {"hf.models"},
     {"transformers"},
     {"offload.stored", "offload.ring", "offload.empty", "offload.report"},
-    {"offload.disk", "offload.names", "offload.rows"},
+    {"offload.disk", "offload.fetched", "offload.names", "offload.rows"},
     {"offload.layers"},
     {"offload.plan"},
     {"offload.device", "offload.streams", "offload.gds"},

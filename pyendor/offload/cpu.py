@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +10,7 @@ from pyendor import openmp
 from pyendor.encoded import STREAM
 from pyendor.layout import Bytes
 from pyendor.offload.disk import Disk, aligned
+from pyendor.offload.fetched import Fetched, Stopwatch
 from pyendor.offload.layers import Layer, Weight
 from pyendor.offload.plan import Tier
 from pyendor.offload.stored import Bundle
@@ -24,10 +24,18 @@ class Cpu:
         self.views = True
         self.streamed: frozenset[Tier] = frozenset({"disk"})
         self.moved = 0
-        self.decoding = 0.0
+        self._watch = Stopwatch()
         self._disk: Disk | None = None
         self._dense = aligned(0)
         self._scratch = aligned(0)
+        # By identity: a weight holds modules, which hold the engine, which this may outlive.
+        self._fetched: dict[int, Fetched] = {}
+        self._lent: list[Fetched] = []
+
+    @property
+    def decoding(self) -> float:
+        """As of :class:`~pyendor.offload.device.Device`."""
+        return self._watch.seconds
 
     def free_memory(self) -> int | None:
         """As of :class:`~pyendor.offload.device.Device`."""
@@ -40,6 +48,12 @@ class Cpu:
     def prepare(self, layers: Sequence[Layer], dense_nbytes: int, scratch_nbytes: int) -> None:
         """As of :class:`~pyendor.offload.device.Device`."""
         self._dense, self._scratch = aligned(dense_nbytes), aligned(scratch_nbytes)
+        dense = torch.from_numpy(self._dense)
+        for layer in layers:
+            for weight in layer.weights:
+                if weight.at is not None and (stored := layer.as_stored(weight)) is not None:
+                    room = weight.view(dense, weight.at)
+                    self._fetched[id(weight)] = Fetched(stored, room, self._watch)
 
     def slot(self, nbytes: int, from_disk: int) -> Bytes:
         """As of :class:`~pyendor.offload.device.Device`."""
@@ -57,24 +71,31 @@ class Cpu:
 
     def decode(self, layer: Layer, place: Bytes) -> tuple[list[torch.Tensor], bool]:
         """As of :class:`~pyendor.offload.device.Device`."""
-        began = time.perf_counter()
+        self._take_back()
         # What is decoded first is used when all has been decoded: no cache keeps it that long.
         stream = layer.dense_nbytes >= STREAM
-        with openmp.used():
-            weights = [self._decode(layer, weight, place, stream) for weight in layer.weights]
-        self.decoding += time.perf_counter() - began
-        return weights, any(weight.at is None for weight in layer.weights)
+        weights = [self._weight(layer, weight, place, stream) for weight in layer.weights]
+        return weights, bool(self._lent) or any(weight.at is None for weight in layer.weights)
 
-    def _decode(self, layer: Layer, weight: Weight, place: Bytes, stream: bool) -> torch.Tensor:
+    def _weight(self, layer: Layer, weight: Weight, place: Bytes, stream: bool) -> torch.Tensor:
+        if (fetched := self._fetched.get(id(weight))) is not None:
+            ((number, _),) = weight.pieces
+            fetched.lend(layer.bundle.parts(number, place))
+            self._lent.append(fetched)
+            return fetched
         if weight.at is None:
             ((number, _),) = weight.pieces
             return weight.view(torch.from_numpy(place), layer.bundle.places[number]["values"][0])
-        view = weight.view(torch.from_numpy(self._dense), weight.at)
+        with self._watch.running(), openmp.used():
+            return self._decoded(layer, weight, weight.at, place, stream)
+
+    def _decoded(self, layer: Layer, weight: Weight, at: int, place: Bytes, stream: bool) -> torch.Tensor:
+        view = weight.view(torch.from_numpy(self._dense), at)
         for number, start in weight.pieces:
             tensor = layer.bundle.tensors[number]
             parts = layer.bundle.parts(number, place)
             if not weight.cast:
-                low = weight.at + start
+                low = at + start
                 tensor.decode(parts, self._dense[low : low + tensor.dense_nbytes], stream=stream)
                 continue
             scratch = self._scratch[: tensor.dense_nbytes]
@@ -89,7 +110,13 @@ class Cpu:
 
     def close(self) -> None:
         """As of :class:`~pyendor.offload.device.Device`."""
+        self._take_back()
+        self._fetched = {}
         self._dense = self._scratch = aligned(0)
+
+    def _take_back(self) -> None:
+        while self._lent:
+            self._lent.pop().take_back()
 
 
 def fill(bundle: Bundle, memory: Bytes, disk: Disk) -> Bytes:

@@ -141,7 +141,8 @@ class Engine:
 
             self._running = (layer, release, threading.get_ident())
             for weight, tensor in zip(layer.weights, weights, strict=True):
-                _assign(weight.owners, nn.Parameter(tensor, requires_grad=False))
+                parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, False)
+                _assign(weight.owners, parameter)
 
         return hook
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from pyendor import layout
 from pyendor.offload.names import Piece
-from pyendor.offload.stored import Bundle
+from pyendor.offload.stored import Bundle, Stored
 from pyendor.torch_bytes import row_of
 
 # Where a weight begins in dense memory: what vector instructions of any processor ask for.
@@ -77,6 +77,13 @@ class Layer:
     dense_nbytes: int
     scratch_nbytes: int
     by_rows: bool
+
+    def as_stored(self, weight: Weight) -> Stored | None:
+        """The one tensor that a weight is as it is, encoded; None if it is anything else."""
+        (number, _), *others = weight.pieces
+        stored = self.bundle.tensors[number]
+        whole = not others and not weight.cast and stored.shape == weight.shape
+        return stored if whole and stored.meta is not None else None
 
 
 @dataclass(frozen=True, slots=True)
