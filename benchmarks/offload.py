@@ -41,7 +41,7 @@ HOST = ("accelerate-cpu", "dense", "raw", "split")
 LIMIT = {"opt-1.3b": 1.5e9, "opt-66b": 6e9, "llama2-70b": 5.5e9, "tiny": 1e9}
 TOKENS = {"opt-1.3b": 6, "opt-66b": 3, "llama2-70b": 3, "tiny": 4}
 # Layers that are fetched ahead: for all weights what there is room for with dense ones.
-AHEAD = {"opt-1.3b": 2, "opt-66b": 1, "llama2-70b": 1, "tiny": 2}
+AHEAD = {"opt-1.3b": 3, "opt-66b": 1, "llama2-70b": 1, "tiny": 2}
 
 
 def disk_rate(path: Path, nbytes: int = 1 << 29) -> float:
@@ -202,7 +202,7 @@ def main() -> None:
         "--clean", action="store_true", help="remove each model when it is done: 25 GB at most"
     )
     parser.add_argument("--what", default="", help="only this one")
-    parser.add_argument("--prefetch", type=int, help="otherwise 1 for the large models, 2 for others")
+    parser.add_argument("--prefetch", type=int, help="otherwise 1 for the large models, 3 for OPT-1.3B")
     args = parser.parse_args()
     args.device = "cpu" if args.where == "cpu" else "cuda"
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -416,11 +416,11 @@ def test_slots_by_size() -> None:
 
 def test_how_many_layers_ahead() -> None:
     mine = layers(*[100] * 5)
-    assert plan.layers_ahead(mine, 50, None) == 2
-    assert plan.layers_ahead(mine, 50, 438) == 2
-    assert plan.layers_ahead(mine, 50, 437) == 1, "four fifths do not hold 350"
-    assert plan.layers_ahead(mine, 50, 312) == 0
-    assert plan.layers_ahead([], 0, 0) == 2
+    assert plan.layers_ahead(mine, 50, None, 3) == 3
+    assert plan.layers_ahead(mine, 50, 438, 3) == 2
+    assert plan.layers_ahead(mine, 50, 437, 3) == 1, "four fifths do not hold 350"
+    assert plan.layers_ahead(mine, 50, 312, 2) == 0
+    assert plan.layers_ahead([], 0, 0, 2) == 2
 
 
 @pytest.mark.parametrize(

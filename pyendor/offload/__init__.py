@@ -52,8 +52,8 @@ def offload_model(
         gpu_memory: bytes of the GPU's memory for layers that stay there, compressed; also as ``"20GB"`` or
             ``"512MiB"``. Without it four fifths of what is free, less the buffers.
         host_memory: the same of host memory, pinned if there is a GPU. 0 for none: all is read from disk.
-        prefetch: layers that are fetched while one runs; 0 for none. Without it 2, fewer where memory is
-            short.
+        prefetch: layers that are fetched while one runs; 0 for none. Without it 3, on a GPU 2, fewer where
+            memory is short.
         read: how files are read: ``direct`` past the page cache, ``cache`` through it, ``gds`` to the memory
             of a GPU; ``auto`` finds out what there is and what is faster. :func:`summary` tells what is used.
         dtype: of a directory's model; without it what its config says.

@@ -1,4 +1,4 @@
-"""Layers on the CPU: read from disk into a slot, or held in memory, and decoded by the native codec."""
+"""Layers on the CPU: read from disk into a slot, or held in memory, and decoded as they are used."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class Cpu:
         self.where = torch.device("cpu")
         self.views = True
         self.streamed: frozenset[Tier] = frozenset({"disk"})
+        # Two are being read while the slot of one that was read waits for the layer that runs to end.
+        self.ahead = 3
         self.moved = 0
         self._watch = Stopwatch()
         self._disk: Disk | None = None

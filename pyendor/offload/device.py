@@ -23,12 +23,14 @@ class Device(Protocol):
         where: what PyTorch calls it.
         views: whether plain weights can be used as they lie in a slot.
         streamed: tiers whose layers are fetched into slots.
+        ahead: how many layers are best fetched ahead. With more nothing is gained.
         moved: bytes that went from host memory to the memory of the device.
     """
 
     where: torch.device
     views: bool
     streamed: frozenset[Tier]
+    ahead: int
     moved: int
 
     @property
@@ -61,7 +63,8 @@ class Device(Protocol):
         """The weights of a layer from a slot or from where it is held, until the next call.
 
         Returns:
-            The weights in their order; and whether some of them lie in the slot, which is then still needed.
+            The weights in their order, decoded, or such that they decode themselves as they are used; and
+            whether some of them lie in the slot, which is then still needed.
         """
 
     def check(self) -> None:

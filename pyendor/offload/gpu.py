@@ -68,6 +68,8 @@ class Gpu:
     def __init__(self, streams: Streams) -> None:
         self.where = streams.where
         self.views = False
+        # With one, the disk waits whenever a layer takes longer to compute than to fetch.
+        self.ahead = 2
         self.streamed: frozenset[Tier] = frozenset({"host", "disk"})
         self.moved = 0
         self.decoding: float | None = None

@@ -120,7 +120,7 @@ def start(parts: Parts, device: Device, gpu: Amount, host: Amount, prefetch: int
     dense = max((layer.dense_nbytes + layer.scratch_nbytes for layer in whole), default=0)
     free, free_on_host = device.free_memory(), plan.free_host_memory()
     if prefetch is None:
-        prefetch = plan.layers_ahead(whole, dense, free_on_host if free is None else free)
+        prefetch = plan.layers_ahead(whole, dense, free_on_host if free is None else free, device.ahead)
     slots = sum(shelf.total for shelf in plan.shelves(whole, prefetch))
     on_gpu = 0 if free is None else _budget(gpu, "gpu_memory", free, slots + dense)
     buffers = slots + dense if free is None else slots

@@ -19,7 +19,6 @@ Tier = Literal["gpu", "host", "disk"]
 
 # What is left to others, of memory that is free, unless the caller says how much to take.
 _SHARE = 0.8
-_AHEAD = 2
 _UNITS = {
     "": 1,
     "k": 10**3,
@@ -118,16 +117,13 @@ def shelves(layers: Iterable[Layer], prefetch: int) -> list[Shelf]:
     return found
 
 
-def layers_ahead(layers: Sequence[Layer], dense: int, free: int | None) -> int:
-    """How many layers are fetched ahead when the caller has no wish: two, or what there is memory for.
-
-    With one, the disk waits whenever a layer takes longer to compute than to fetch. More gain nothing.
-    """
+def layers_ahead(layers: Sequence[Layer], dense: int, free: int | None, best: int) -> int:
+    """How many layers are fetched ahead when the caller has no wish: the best, or what there is memory for."""
     if free is None:
-        return _AHEAD
+        return best
     fits = (
         ahead
-        for ahead in range(_AHEAD, 0, -1)
+        for ahead in range(best, 0, -1)
         if dense + sum(shelf.total for shelf in shelves(layers, ahead)) <= default_share(free)
     )
     return next(fits, 0)
