@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,26 +33,21 @@ _here = threading.local()
 _found: dict[tuple[object, ...], bool] = {}
 
 
-class Encoded(Protocol):
-    """A matrix that is encoded."""
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A matrix that is encoded.
 
-    @property
-    def shape(self) -> Sequence[int]:
-        """Rows, which are what is multiplied by, and columns."""
+    Attributes:
+        shape: rows, which are what is multiplied by, and columns.
+        dtype: its type.
+        blocks: gives what decodes blocks of it, from one to before another, into memory of just that size.
+        room: gives memory for a dense matrix of this shape and type, whatever is in it.
+    """
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Its type."""
-
-    @property
-    def decoded(self) -> bool:
-        """Whether the dense matrix is there, so that the whole of it is better used."""
-
-    def opened(self) -> Callable[[int, int, Bytes], object]:
-        """What decodes blocks of it, from one to before another, into memory of just that size."""
-
-    def room(self) -> Tensor:
-        """Memory for a dense matrix of this shape and type, whatever is in it."""
+    shape: Sequence[int]
+    dtype: torch.dtype
+    blocks: Callable[[], Callable[[int, int, Bytes], object]]
+    room: Callable[[], Tensor]
 
 
 def product(bias: Tensor | None, x: Tensor, weight: Encoded) -> Tensor | None:
@@ -79,7 +74,7 @@ def product(bias: Tensor | None, x: Tensor, weight: Encoded) -> Tensor | None:
     largest = max(high - low for low, high in itertools.pairwise(edges))
     memory = _scratch(largest * columns * dtype.itemsize)
     dense = torch.from_numpy(memory).view(dtype)
-    decode = weight.opened()
+    decode = weight.blocks()
 
     def rows(low: int, high: int) -> Tensor:
         first, stop = low * columns // layout.BLOCK, layout.blocks(high * columns)
@@ -95,9 +90,8 @@ def _fits(bias: Tensor | None, x: Tensor, weight: Encoded) -> bool:
     given = (x,) if bias is None else (x, bias)
     shape, dtype = weight.shape, weight.dtype
     return (
-        not weight.decoded
-        and all(type(one) in _PLAIN and one.device.type == "cpu" and one.dtype == dtype for one in given)
-        and all(one.is_contiguous() for one in given)
+        all(type(one) in _PLAIN and one.device.type == "cpu" and one.dtype == dtype for one in given)
+        and all(one.layout == torch.strided and one.is_contiguous() for one in given)
         and dtype in _DTYPES
         and x.ndim == len(shape) == 2
         and 0 < x.shape[0] <= FEW
@@ -122,11 +116,12 @@ def _edges(weight: Encoded) -> list[int] | None:
 def _by_chunks(
     bias: Tensor | None, x: Tensor, edges: Sequence[int], rows: Callable[[int, int], Tensor]
 ) -> Tensor:
-    out = x.new_empty(x.shape[0], edges[-1])
-    for low, high in itertools.pairwise(edges):
+    def multiplied(low: int, high: int) -> Tensor:
         weight = rows(low, high).t()
-        out[:, low:high] = torch.mm(x, weight) if bias is None else torch.addmm(bias[low:high], x, weight)
-    return out
+        return torch.mm(x, weight) if bias is None else torch.addmm(bias[low:high], x, weight)
+
+    parts = [multiplied(*pair) for pair in itertools.pairwise(edges)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _exact(with_bias: bool, m: int, weight: Encoded, edges: Sequence[int]) -> bool:

@@ -22,6 +22,7 @@ from pyendor.encoded import EncodedTensor
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
 from pyendor.torch_bytes import dtype_of, from_bytes, row_of, to_bytes
+from pyendor.torch_product import Encoded
 
 # Before the roles of parts, in the names of the attributes that hold them.
 _ATTRIBUTE = "part_"
@@ -158,18 +159,19 @@ class EndorTensor(Tensor):
         torch.ops.endor.decode_into(list(self.parts.values()), metadata.entry_text(self.meta), out)
         return out
 
-    @property
-    def decoded(self) -> bool:
-        """As of :class:`~pyendor.torch_product.Encoded`."""
-        return False
+    def _converted(self, dense: Tensor) -> Tensor:
+        """What it is in another type: still encoded, as Module.to() puts it in the place of its memory."""
+        return EndorTensor.from_dense(dense)
 
-    def opened(self) -> Callable[[int, int, Bytes], object]:
-        """As of :class:`~pyendor.torch_product.Encoded`."""
-        return functools.partial(self.to_encoded().decode_blocks, stream=False)
+    def _for_product(self) -> Encoded | None:
+        """What it is multiplied as; None where all of it has to be decoded, or is already."""
+        if self.ndim != 2 or not _on_cpu(self):
+            return None
 
-    def room(self) -> Tensor:
-        """As of :class:`~pyendor.torch_product.Encoded`."""
-        return torch.empty(self.shape, dtype=self.dtype)
+        def blocks() -> Callable[[int, int, Bytes], object]:
+            return functools.partial(self.to_encoded().decode_blocks, stream=False)
+
+        return Encoded(self.shape, self.dtype, blocks, lambda: torch.empty(self.shape, dtype=self.dtype))
 
     def _require_own_memory(self) -> None:
         if (tuple(self.shape), self.dtype) != (self.meta.shape, dtype_of(self.meta)):
@@ -227,6 +229,9 @@ class EndorTensor(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if _is_noted(func, args):
+            with torch.inference_mode(False), torch.no_grad():
+                return cls.__torch_dispatch__(func, types, args, kwargs)
         if func is torch.ops.aten.linear.default:  # in inference mode alone it is not made of others
             return func.decompose(*args, **kwargs)
         if args and isinstance(args[0], EndorTensor) and (operate := _OPERATORS.get(func)) is not None:
@@ -235,6 +240,11 @@ class EndorTensor(Tensor):
                 return done
         dense = tree_map_only(EndorTensor, EndorTensor.decode, (args, kwargs))
         return func(*dense[0], **dense[1])
+
+
+def _is_noted(func: Any, args: Sequence[Any]) -> bool:
+    """Whether PyTorch notes what a view is a view of, which it cannot with tensors made in inference mode."""
+    return func.is_view and torch.is_inference_mode_enabled() and not args[0].is_inference()
 
 
 # The products that torch.nn.functional.linear is made of.
@@ -280,6 +290,9 @@ class _Transposed(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if _is_noted(func, args):
+            with torch.inference_mode(False), torch.no_grad():
+                return cls.__torch_dispatch__(func, types, args, kwargs)
         if func is torch.ops.aten.matmul.default:  # in inference mode alone
             return func.decompose(*args, **kwargs)
         first = args[0]
@@ -288,7 +301,9 @@ class _Transposed(Tensor):
         if func is torch.ops.aten.t.default:
             return torch.ops.aten.alias.default(first.base)
         if func in _MULTIPLYING and not kwargs and isinstance(args[-1], _Transposed):
-            found = torch_product.product(args[0] if len(args) == 3 else None, args[-2], args[-1].base)
+            weight = args[-1].base._for_product()
+            bias = args[0] if len(args) == 3 else None
+            found = torch_product.product(bias, args[-2], weight) if weight is not None else None
             if found is not None:
                 return found
         dense = tree_map_only((EndorTensor, _Transposed), lambda one: one.decode(), (args, kwargs))
@@ -318,11 +333,10 @@ def _on_cpu(tensor: EndorTensor) -> bool:
     return tensor.device.type == "cpu" and all(type(part) is Tensor for part in tensor.parts.values())
 
 
-def _keep(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> EndorTensor:
+def _keep(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor:
     """What leaves the elements as they are is done to the parts."""
     if options.get("dtype") not in {None, tensor.dtype}:
-        # Still encoded: Module.to() puts the result in the place of the parameter's memory.
-        return EndorTensor.from_dense(func(tensor.decode(), *args, **options))
+        return tensor._converted(func(tensor.decode(), *args, **options))
     options = {key: value for key, value in options.items() if key not in {"dtype", "memory_format"}}
     return tensor._each(lambda part: func(part, *args, **options))
 
@@ -336,7 +350,7 @@ def _pinned(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[s
 def _transpose(
     tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]
 ) -> _Transposed | None:
-    return _Transposed(tensor) if tensor.ndim == 2 and _on_cpu(tensor) else None
+    return _Transposed(tensor) if tensor._for_product() is not None else None
 
 
 def _rows(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor | None:

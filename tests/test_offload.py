@@ -19,7 +19,7 @@ from pyendor.errors import FormatError, UnsupportedError, UsageError
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from pyendor import offload  # noqa: E402  needs torch
+from pyendor import offload, torch_product  # noqa: E402  needs torch
 from pyendor.offload import empty, offload_model, plan  # noqa: E402
 from pyendor.torch import load_file, save_model  # noqa: E402
 from pyendor.torch_tensor import EndorTensor  # noqa: E402
@@ -146,6 +146,17 @@ def test_weights_are_there_only_while_their_layer_runs(llama: Case, open_model: 
         model.lm_head.weight.sum().item()
 
 
+def test_a_weight_that_was_kept_is_an_error(llama: Case, open_model: Callable[..., Any]) -> None:
+    model = open_model(llama.split, host_memory=0)
+    kept = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda mlp, _: kept.append(mlp.up_proj.weight))
+    llama.check(model)
+    assert isinstance(kept[0], torch.nn.Parameter)
+    for use in (torch.sum, torch.clone, lambda weight: torch.ones(1, 64).bfloat16() @ weight.t()):
+        with pytest.raises(RuntimeError, match="for as long as its layer runs"):
+            use(kept[0])
+
+
 def test_what_the_summary_says_is_what_moves(case: Case, open_model: Callable[..., Any]) -> None:
     model = open_model(case.split, host_memory=60_000)
     found = offload.summary(model)
@@ -248,6 +259,58 @@ def test_any_module(tmp_path: Path, open_model: Callable[..., Any]) -> None:
     assert model.table.padding_idx == 40
     with pytest.raises(UsageError, match="offloaded already"):
         offload_model(model)
+
+
+class Wide(torch.nn.Module):
+    """Matrices that are decoded by chunks, and uses of them that need all of one, also by way of C++."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([Block() for _ in range(3)])
+
+    def forward(self, x: Any) -> Any:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(256, 1024), torch.nn.Linear(1024, 256, bias=False)
+        self.attention = torch.nn.TransformerEncoderLayer(256, 4, 512, batch_first=True)
+        self.heads = torch.nn.Linear(256, 512)
+
+    def forward(self, x: Any) -> Any:
+        turned = self.up.weight.t()
+        x = x + self.down(torch.relu(self.up(x)))
+        x = x + self.up(x) @ self.up.weight  # all of it, and then
+        x = x + (x @ turned) @ self.down.weight.t()
+        x = x + self.heads(x)[..., :256] + (x @ self.heads.weight.view(2, 256, 256)[1])
+        return self.attention(torch.tanh(x))
+
+
+def test_products_by_chunks(
+    tmp_path: Path, open_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_product, "CHUNK", 256 << 10)
+    monkeypatch.setattr(torch_product, "_found", {})
+    torch.manual_seed(2)
+    reference = Wide().eval()
+    for parameter in reference.parameters():
+        if parameter.ndim > 1:
+            torch.nn.functional.dropout(parameter.data, 0.5, inplace=True)
+    save_model(reference, tmp_path / "x.safetensors")
+    with empty.without_weights():
+        model = Wide().eval()
+    model = open_model(model, tmp_path / "x.safetensors", host_memory=0)
+    for mode in (torch.no_grad, torch.inference_mode):
+        for shape in ((1, 1), (2, 3), (1, 1), (4, 10)):
+            x = torch.randn(*shape, 256)
+            with mode():
+                assert torch.equal(model(x), reference(x))
+    assert len(torch_product._found) >= 4
+    assert all(torch_product._found.values())
 
 
 def test_a_single_layer(tmp_path: Path, open_model: Callable[..., Any]) -> None:

@@ -263,6 +263,35 @@ def test_basic_indices_decode_what_they_need(monkeypatch: pytest.MonkeyPatch) ->
         tensor[:1]
 
 
+VIEWS: list[Callable[[Any], Any]] = [
+    lambda x: x.t(),
+    lambda x: x.T,
+    lambda x: x.t()[3:5],
+    lambda x: x.t().t(),
+    lambda x: x[2:4],
+    lambda x: x[1],
+    lambda x: x.view(-1),
+    lambda x: x.detach(),
+    lambda x: x.chunk(2)[1],
+    lambda x: x.unsqueeze(0),
+    lambda x: x.expand(2, 300, 200),
+    lambda x: x * 2,
+]
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_views_in_every_mode(mode: Any, requires_grad: bool) -> None:
+    plain = torch.nn.Parameter(weight(), requires_grad=requires_grad)
+    encoded = torch.nn.Parameter(EndorTensor.from_dense(weight()), requires_grad=requires_grad)
+    with mode():
+        for number, view in enumerate(VIEWS):
+            found, expected = view(encoded), view(plain)
+            assert torch.equal(found, expected), number
+            assert found.stride() == expected.stride(), number
+            assert found.is_inference() == expected.is_inference(), number
+
+
 def test_decoding_elsewhere() -> None:
     dense = weight()
     tensor = EndorTensor.from_dense(dense)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,6 +15,7 @@ from pyendor.encoded import EncodedTensor
 from pyendor.layout import Bytes
 from pyendor.offload.stored import Stored
 from pyendor.torch_bytes import from_bytes, to_bytes
+from pyendor.torch_product import Encoded
 from pyendor.torch_tensor import EndorTensor
 
 
@@ -68,24 +69,19 @@ class Fetched(EndorTensor):
             self._there = True
         return self._room if device is None else self._room.to(device)
 
-    @property
-    def decoded(self) -> bool:
-        """As of :class:`~pyendor.torch_product.Encoded`."""
-        return self._there
+    def _converted(self, dense: Tensor) -> Tensor:
+        return dense  # it is used once: autocast does that
 
-    def opened(self) -> Callable[[int, int, Bytes], object]:
-        """As of :class:`~pyendor.torch_product.Encoded`."""
+    def _for_product(self) -> Encoded | None:
+        if self._there:
+            return None
         encoded = self._lent()
 
         def decode(first: int, stop: int, out: Bytes) -> None:
             with self._watch.running():
                 encoded.decode_blocks(first, stop, out, stream=False)
 
-        return decode
-
-    def room(self) -> Tensor:
-        """As of :class:`~pyendor.torch_product.Encoded`."""
-        return self._room
+        return Encoded(self.shape, self.dtype, lambda: decode, lambda: self._room)
 
     def _lent(self) -> EncodedTensor:
         if self._encoded is None:

@@ -118,7 +118,7 @@ def shelves(layers: Iterable[Layer], prefetch: int) -> list[Shelf]:
 
 
 def layers_ahead(layers: Sequence[Layer], dense: int, free: int | None, best: int) -> int:
-    """How many layers are fetched ahead when the caller has no wish: the best, or what there is memory for."""
+    """How many layers are fetched ahead if the caller has no wish: the best, or what there is memory for."""
     if free is None:
         return best
     fits = (
