@@ -4,12 +4,16 @@ The dense matrix as a whole would go through memory three times: fetched to be w
 decoded, read when it is multiplied. Some rows of it stay in a cache from one to the other. What comes out is
 bit for bit what the whole matrix gives: whether it does depends on how PyTorch cuts a product up, so it is
 tried for every shape, on sums that show any other order of their terms.
+
+Threads have to wait for one another after each chunk, twice. Where other programs have the processors, every
+such wait is as long as a turn of theirs; when products become slow, whole matrices are decoded for a while.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,11 +30,37 @@ UNIT = 256
 # Rows of input; with more of them arithmetic is what takes the time.
 FEW = 16
 
+# Products are slow if the last ones took so many times what the fastest did; later it is tried again.
+SLOW = 4
+LATER = 0.5  # seconds
+
 _PLAIN = {Tensor, torch.nn.Parameter}
 _DTYPES = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
 
+
+class Pace:
+    """How long products of a kind take, and whether they have become slow."""
+
+    def __init__(self) -> None:
+        self._times: dict[tuple[object, ...], tuple[float, float]] = {}
+        self._until = 0.0
+
+    def is_slow(self) -> bool:
+        """Whether products are to be done otherwise for now."""
+        return time.perf_counter() < self._until
+
+    def note(self, kind: tuple[object, ...], seconds: float) -> None:
+        """What one of a kind took, for each byte."""
+        best, last = self._times.get(kind, (seconds, seconds))
+        best, last = min(best, seconds), (3 * last + seconds) / 4  # one that is slow may be chance
+        if last > SLOW * best:
+            self._until, last = time.perf_counter() + LATER, best
+        self._times[kind] = best, last
+
+
 _here = threading.local()
 _found: dict[tuple[object, ...], bool] = {}
+_pace = Pace()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +98,10 @@ def product(bias: Tensor | None, x: Tensor, weight: Encoded) -> Tensor | None:
     if not _fits(bias, x, weight):
         return None
     edges = _edges(weight)
-    if edges is None or (len(edges) > 2 and not _exact(bias is not None, x.shape[0], weight, edges)):
+    if edges is None:
+        return None
+    several = len(edges) > 2
+    if several and (_pace.is_slow() or not _exact(bias is not None, x.shape[0], weight, edges)):
         return None
     columns, dtype = weight.shape[1], weight.dtype
     largest = max(high - low for low, high in itertools.pairwise(edges))
@@ -81,8 +114,13 @@ def product(bias: Tensor | None, x: Tensor, weight: Encoded) -> Tensor | None:
         decode(first, stop, memory[: (high - low) * columns * dtype.itemsize])
         return dense[: (high - low) * columns].view(high - low, columns)
 
+    began = time.perf_counter()
     with openmp.used():
-        return _by_chunks(bias, x, edges, rows)
+        result = _by_chunks(bias, x, edges, rows)
+    if several and torch.get_num_threads() > 1:
+        nbytes = edges[-1] * columns * dtype.itemsize
+        _pace.note((len(x), dtype), (time.perf_counter() - began) / nbytes)
+    return result
 
 
 def _fits(bias: Tensor | None, x: Tensor, weight: Encoded) -> bool:

@@ -295,6 +295,7 @@ def test_products_by_chunks(
 ) -> None:
     monkeypatch.setattr(torch_product, "CHUNK", 256 << 10)
     monkeypatch.setattr(torch_product, "_found", {})
+    monkeypatch.setattr(torch_product, "_pace", torch_product.Pace())
     torch.manual_seed(2)
     reference = Wide().eval()
     for parameter in reference.parameters():

@@ -25,6 +25,7 @@ CHUNK = 256 << 10
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_product, "CHUNK", CHUNK)
     monkeypatch.setattr(torch_product, "_found", {})
+    monkeypatch.setattr(torch_product, "_pace", torch_product.Pace())
 
 
 @pytest.fixture
@@ -185,6 +186,32 @@ def test_another_order_of_sums_is_seen(monkeypatch: pytest.MonkeyPatch, products
             assert same(x @ encoded.t(), x @ dense.t())
     assert products == [False] * 8
     assert list(torch_product._found.values()) == [False] * 4
+
+
+def test_where_others_have_the_processors(monkeypatch: pytest.MonkeyPatch, products: list[bool]) -> None:
+    """Whole matrices for a while when products have become slow; one that is slow may be chance."""
+    now = [100.0]
+    monkeypatch.setattr(torch_product.time, "perf_counter", lambda: now[0])
+    pace = torch_product.Pace()
+    for seconds in (3.0, 1.0, 1.0, 1.0, 9.0, 1.0, 3.0, 3.0, 3.0):
+        pace.note(("this",), seconds)
+    pace.note(("other",), 100.0)
+    assert not pace.is_slow()
+    pace.note(("this",), 10.0)
+    pace.note(("this",), 10.0)
+    assert pace.is_slow()
+    monkeypatch.setattr(torch_product, "_pace", pace)
+    dense = weight(1024, 256)
+    encoded, small, x = (
+        EndorTensor.from_dense(dense),
+        EndorTensor.from_dense(dense[:5]),
+        torch.ones(1, 256).bfloat16(),
+    )
+    assert same(x @ encoded.t(), x @ dense.t())
+    assert same(x @ small.t(), x @ dense[:5].t())  # one chunk: nothing to wait for
+    now[0] += torch_product.LATER
+    assert same(x @ encoded.t(), x @ dense.t())
+    assert products == [False, True, True]
 
 
 def test_the_reference_codec_is_enough(monkeypatch: pytest.MonkeyPatch, products: list[bool]) -> None:
