@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,12 +73,14 @@ class Encoded:
         dtype: its type.
         blocks: gives what decodes blocks of it, from one to before another, into memory of just that size.
         room: gives memory for a dense matrix of this shape and type, whatever is in it.
+        encoding: how it is encoded, as some ways take longer than others.
     """
 
     shape: Sequence[int]
     dtype: torch.dtype
     blocks: Callable[[], Callable[[int, int, Bytes], object]]
     room: Callable[[], Tensor]
+    encoding: tuple[str, str]
 
 
 def product(bias: Tensor | None, x: Tensor, weight: Encoded) -> Tensor | None:
@@ -119,7 +122,7 @@ def product(bias: Tensor | None, x: Tensor, weight: Encoded) -> Tensor | None:
         result = _by_chunks(bias, x, edges, rows)
     if several and torch.get_num_threads() > 1:
         nbytes = edges[-1] * columns * dtype.itemsize
-        _pace.note((len(x), dtype), (time.perf_counter() - began) / nbytes)
+        _pace.note((len(x), dtype, weight.encoding), (time.perf_counter() - began) / nbytes)
     return result
 
 
@@ -179,10 +182,11 @@ def _tried(with_bias: bool, m: int, room: Tensor, edges: Sequence[int]) -> bool:
     All sums are 0 but for rounding, which depends on the order in which they are added up.
     """
     (n, k), dtype = room.shape, room.dtype
-    some = torch.Generator().manual_seed(0)
-    order = torch.randperm(k, generator=some)
-    x = torch.exp(3 * torch.randn(m, k // 2, generator=some))
-    half = torch.randn(min(n, 64), k // 2, generator=some)
+    # Whatever defaults the caller has set.
+    some: dict[str, Any] = {"generator": torch.Generator("cpu").manual_seed(0), "device": "cpu"}
+    order = torch.randperm(k, **some)
+    x = torch.exp(3 * torch.randn(m, k // 2, dtype=torch.float32, **some))
+    half = torch.randn(min(n, 64), k // 2, dtype=torch.float32, **some)
     x /= x.amax()  # no sum overflows in any type
     pattern = torch.cat([half, -half, half.new_zeros(len(half), k % 2)], 1)[:, order].to(dtype)
     x = torch.cat([x, x, x.new_zeros(m, k % 2)], 1)[:, order].to(dtype)

@@ -171,7 +171,10 @@ class EndorTensor(Tensor):
         def blocks() -> Callable[[int, int, Bytes], object]:
             return functools.partial(self.to_encoded().decode_blocks, stream=False)
 
-        return Encoded(self.shape, self.dtype, blocks, lambda: torch.empty(self.shape, dtype=self.dtype))
+        def room() -> Tensor:
+            return torch.empty(self.shape, dtype=self.dtype, device="cpu")
+
+        return Encoded(self.shape, self.dtype, blocks, room, (self.meta.positions, self.meta.values))
 
     def _require_own_memory(self) -> None:
         if (tuple(self.shape), self.dtype) != (self.meta.shape, dtype_of(self.meta)):
@@ -222,6 +225,10 @@ class EndorTensor(Tensor):
         named = {name.removeprefix(_ATTRIBUTE): part for name, part in parts.items()}
         return EndorTensor(named, metadata.parse_entry(about))
 
+    def _stable_hash_for_caching(self) -> str:
+        """All that a graph of torch.compile may depend on."""
+        return f"{metadata.entry_text(self.meta)} {self.device} {self.requires_grad}"
+
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
@@ -244,7 +251,7 @@ class EndorTensor(Tensor):
 
 def _is_noted(func: Any, args: Sequence[Any]) -> bool:
     """Whether PyTorch notes what a view is a view of, which it cannot with tensors made in inference mode."""
-    return func.is_view and torch.is_inference_mode_enabled() and not args[0].is_inference()
+    return bool(args) and func.is_view and torch.is_inference_mode_enabled() and not args[0].is_inference()
 
 
 # The products that torch.nn.functional.linear is made of.

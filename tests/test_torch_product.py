@@ -159,6 +159,21 @@ def test_a_transposed_matrix_is_a_tensor_as_others() -> None:
         ours.save({"x": turned})
 
 
+def test_defaults_of_the_caller_change_nothing(products: list[bool]) -> None:
+    dense = weight(1024, 256)
+    encoded, x = EndorTensor.from_dense(dense), torch.ones(1, 256).bfloat16()
+    torch.set_default_dtype(torch.float64)
+    state = torch.get_rng_state()
+    try:
+        with torch.device("meta"):
+            result = x @ encoded.t()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same(result, x @ dense.t())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert products == [True]
+
+
 def test_faults_are_found() -> None:
     layer = linear(weight(1024, 256), requires_grad=False)
     x = torch.randn(1, 256, dtype=torch.bfloat16)

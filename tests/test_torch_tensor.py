@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import tracemalloc
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,10 @@ def test_compiled(backend: str) -> None:
     layer = linear(weight(), requires_grad=False)
     x = torch.randn(4, 200, dtype=torch.bfloat16)
     compiled = torch.compile(layer, backend=backend, fullgraph=True)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="EndorTensor")
+        assert torch.allclose(compiled(x).float(), layer(x).float(), atol=0.1)
+    with torch.inference_mode():
         assert torch.allclose(compiled(x).float(), layer(x).float(), atol=0.1)
 
 

@@ -81,7 +81,8 @@ class Fetched(EndorTensor):
             with self._watch.running():
                 encoded.decode_blocks(first, stop, out, stream=False)
 
-        return Encoded(self.shape, self.dtype, lambda: decode, lambda: self._room)
+        about = (self.meta.positions, self.meta.values)
+        return Encoded(self.shape, self.dtype, lambda: decode, lambda: self._room, about)
 
     def _lent(self) -> EncodedTensor:
         if self._encoded is None:
