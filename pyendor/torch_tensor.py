@@ -28,7 +28,42 @@ from pyendor.torch_product import Encoded
 _ATTRIBUTE = "part_"
 
 
-class EndorTensor(Tensor):
+class _Decoding(Tensor):
+    """What decodes itself for operators that want elements."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if args and func.is_view and torch.is_inference_mode_enabled() and not args[0].is_inference():
+            # PyTorch notes what a view is a view of, which it cannot with tensors made in that mode.
+            with torch.inference_mode(False), torch.no_grad():
+                return cls.__torch_dispatch__(func, types, args, kwargs)
+        if func in _COMPOSED:
+            return func.decompose(*args, **kwargs)
+        if (done := cls._operate(func, args, kwargs)) is not None:
+            return done
+        dense = tree_map_only(_Decoding, lambda one: one.decode(), (args, kwargs))
+        return func(*dense[0], **dense[1])
+
+    @classmethod
+    def _operate(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What need not decode all of it; None for what does."""
+        raise NotImplementedError
+
+    def decode(self) -> Tensor:
+        """The dense tensor."""
+        raise NotImplementedError
+
+
+# Operators that come as they are in inference mode alone, and otherwise as those that they are made of.
+_COMPOSED = {torch.ops.aten.linear.default, torch.ops.aten.matmul.default}
+
+
+class EndorTensor(_Decoding):
     """A tensor whose memory is its parts; wherever elements are wanted it is decoded.
 
     Args:
@@ -229,36 +264,17 @@ class EndorTensor(Tensor):
         """All that a graph of torch.compile may depend on."""
         return f"{metadata.entry_text(self.meta)} {self.device} {self.requires_grad}"
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if _is_noted(func, args):
-            with torch.inference_mode(False), torch.no_grad():
-                return cls.__torch_dispatch__(func, types, args, kwargs)
-        if func is torch.ops.aten.linear.default:  # in inference mode alone it is not made of others
-            return func.decompose(*args, **kwargs)
-        if args and isinstance(args[0], EndorTensor) and (operate := _OPERATORS.get(func)) is not None:
-            done = operate(args[0], func, args[1:], kwargs)
-            if done is not None:
-                return done
-        dense = tree_map_only(EndorTensor, EndorTensor.decode, (args, kwargs))
-        return func(*dense[0], **dense[1])
-
-
-def _is_noted(func: Any, args: Sequence[Any]) -> bool:
-    """Whether PyTorch notes what a view is a view of, which it cannot with tensors made in inference mode."""
-    return bool(args) and func.is_view and torch.is_inference_mode_enabled() and not args[0].is_inference()
+    def _operate(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        operate = _OPERATORS.get(func) if args and isinstance(args[0], EndorTensor) else None
+        return operate(args[0], func, args[1:], kwargs) if operate is not None else None
 
 
 # The products that torch.nn.functional.linear is made of.
 _MULTIPLYING = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 
 
-class _Transposed(Tensor):
+class _Transposed(_Decoding):
     """What a layer multiplies by: a matrix that is still encoded, transposed. For all else it is decoded."""
 
     base: EndorTensor
@@ -290,31 +306,17 @@ class _Transposed(Tensor):
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         return _same, (self.decode(),)
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if _is_noted(func, args):
-            with torch.inference_mode(False), torch.no_grad():
-                return cls.__torch_dispatch__(func, types, args, kwargs)
-        if func is torch.ops.aten.matmul.default:  # in inference mode alone
-            return func.decompose(*args, **kwargs)
-        first = args[0]
+    def _operate(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in {torch.ops.aten.detach.default, torch.ops.aten.alias.default}:
-            return _Transposed(func(first.base))
+            return _Transposed(func(args[0].base))
         if func is torch.ops.aten.t.default:
-            return torch.ops.aten.alias.default(first.base)
-        if func in _MULTIPLYING and not kwargs and isinstance(args[-1], _Transposed):
-            weight = args[-1].base._for_product()
-            bias = args[0] if len(args) == 3 else None
-            found = torch_product.product(bias, args[-2], weight) if weight is not None else None
-            if found is not None:
-                return found
-        dense = tree_map_only((EndorTensor, _Transposed), lambda one: one.decode(), (args, kwargs))
-        return func(*dense[0], **dense[1])
+            return torch.ops.aten.alias.default(args[0].base)
+        if func not in _MULTIPLYING or kwargs or not isinstance(args[-1], _Transposed):
+            return None
+        weight = args[-1].base._for_product()
+        bias = args[0] if len(args) == 3 else None
+        return torch_product.product(bias, args[-2], weight) if weight is not None else None
 
 
 def _same(tensor: Tensor) -> Tensor:
