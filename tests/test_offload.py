@@ -151,11 +151,14 @@ def test_a_weight_that_was_kept_is_an_error(llama: Case, open_model: Callable[..
     model = open_model(llama.split, host_memory=0)
     kept = []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda mlp, _: kept.append(mlp.up_proj.weight))
-    llama.check(model)
-    assert isinstance(kept[0], torch.nn.Parameter)
-    for use in (torch.sum, torch.clone, lambda weight: torch.ones(1, 64).bfloat16() @ weight.t()):
-        with pytest.raises(RuntimeError, match="for as long as its layer runs"):
-            use(kept[0])
+    model.lm_head.register_forward_pre_hook(lambda head, _: kept.append(head.weight))
+    with torch.no_grad():
+        model(llama.ids)
+    assert all(isinstance(weight, torch.nn.Parameter) for weight in kept)
+    for weight in kept:
+        for use in (torch.sum, torch.clone, lambda weight: torch.ones(1, 64).bfloat16() @ weight.t()):
+            with pytest.raises(RuntimeError, match="for as long as its layer runs"):
+                use(weight)
 
 
 def test_what_the_summary_says_is_what_moves(case: Case, open_model: Callable[..., Any]) -> None:

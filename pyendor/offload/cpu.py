@@ -23,7 +23,7 @@ class Cpu:
         self.where = torch.device("cpu")
         self.views = True
         self.streamed: frozenset[Tier] = frozenset({"disk"})
-        # Two are being read while the slot of one that was read waits for the layer that runs to end.
+        # Two can be read, and a third be ready, while a layer uses its slot.
         self.ahead = 3
         self.moved = 0
         self._watch = Stopwatch()
@@ -73,7 +73,7 @@ class Cpu:
 
     def decode(self, layer: Layer, place: Bytes) -> tuple[list[torch.Tensor], bool]:
         """As of :class:`~pyendor.offload.device.Device`."""
-        self._take_back()
+        self.release()
         # What is decoded first is used when all has been decoded: no cache keeps it that long.
         stream = layer.dense_nbytes >= STREAM
         weights = [self._weight(layer, weight, place, stream) for weight in layer.weights]
@@ -107,18 +107,19 @@ class Cpu:
             view.view(-1)[first : first + source.numel()].copy_(source)
         return view
 
+    def release(self) -> None:
+        """As of :class:`~pyendor.offload.device.Device`."""
+        while self._lent:
+            self._lent.pop().take_back()
+
     def check(self) -> None:
         """As of :class:`~pyendor.offload.device.Device`; a fault is found when a layer is decoded."""
 
     def close(self) -> None:
         """As of :class:`~pyendor.offload.device.Device`."""
-        self._take_back()
+        self.release()
         self._fetched = {}
         self._dense = self._scratch = aligned(0)
-
-    def _take_back(self) -> None:
-        while self._lent:
-            self._lent.pop().take_back()
 
 
 def fill(bundle: Bundle, memory: Bytes, disk: Disk) -> Bytes:

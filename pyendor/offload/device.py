@@ -67,6 +67,9 @@ class Device(Protocol):
             whether some of them lie in the slot, which is then still needed.
         """
 
+    def release(self) -> None:
+        """The weights of the last call of ``decode`` are not used any more: its slot may be filled again."""
+
     def check(self) -> None:
         """Raises what went wrong with layers that have been decoded, if that is found out later."""
 

@@ -136,6 +136,7 @@ class Engine:
             def release() -> None:
                 for weight in layer.weights:
                     _assign(weight.owners, weight.placeholder)
+                self.device.release()
                 if ring is not None and lies_there:
                     ring.give_back()
 

@@ -171,6 +171,9 @@ class Gpu:
             streams.mark(slot.decoded, copying=False)
         return ready.weights, False
 
+    def release(self) -> None:
+        """As of :class:`~pyendor.offload.device.Device`; they lie in dense memory."""
+
     def check(self) -> None:
         """As of :class:`~pyendor.offload.device.Device`: what kernels have found broken is told here."""
         if not self._tensors:
