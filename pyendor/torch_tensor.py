@@ -202,6 +202,7 @@ class EndorTensor(_Decoding):
         """What it is multiplied as; None where all of it has to be decoded, or is already."""
         if self.ndim != 2 or not _on_cpu(self):
             return None
+        self._require_own_memory()
 
         def blocks() -> Callable[[int, int, Bytes], object]:
             return functools.partial(self.to_encoded().decode_blocks, stream=False)

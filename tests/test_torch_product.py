@@ -185,6 +185,14 @@ def test_faults_are_found() -> None:
         layer(x)
 
 
+def test_other_memory_is_an_error() -> None:
+    """As wherever such a tensor is decoded: its parts are not what it is any more."""
+    layer = linear(weight(1024, 256), requires_grad=False)
+    layer.weight.data = torch.zeros(512, 256, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"given other memory through \.data"):
+        torch.ones(1, 256).bfloat16() @ layer.weight.t()
+
+
 def test_another_order_of_sums_is_seen(monkeypatch: pytest.MonkeyPatch, products: list[bool]) -> None:
     """The trial: rows that are summed up in two halves are another result, and chunks are not used then."""
     by_chunks = torch_product._by_chunks
