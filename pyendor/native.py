@@ -176,7 +176,8 @@ def decode(
         start = _native.ffi.cast("endor_start", team)
         pieces = _PIECES * len(ranges)
         whole = (first, stop, _buffer(out), out.size, flags)
-        if not _native.lib.endor_decode_by(start, len(ranges), pieces, *tensor, *whole):
+        # All of them, also for few pieces: a team of another size than the last would be made anew.
+        if not _native.lib.endor_decode_by(start, parallel.threads(), pieces, *tensor, *whole):
             return
     elif len(ranges) > 1 and not any(status for status, _ in parallel.each(run, ranges)):
         return

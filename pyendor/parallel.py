@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import NewType, TypeVar
@@ -91,7 +91,7 @@ def ahead(work: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Re
             following.cancel()
 
 
-def _here_done(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+def _here_done(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     _here.busy = True
     try:
         return [work(item) for item in items]

@@ -50,7 +50,9 @@ def encoded(rng: np.random.Generator) -> tuple[EncodedTensor, np.ndarray]:
     return EncodedTensor.encode("x", "U16", shape, dense, digest=False), dense
 
 
-def test_every_thread_takes_pieces_until_none_is_left(rng: np.random.Generator) -> None:
+def test_every_thread_takes_pieces_until_none_is_left(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a team of our own: what it is asked for, threads that begin late, and one that never comes."""
     tensor, dense = encoded(rng)
     calls = []
@@ -74,7 +76,9 @@ def test_every_thread_takes_pieces_until_none_is_left(rng: np.random.Generator) 
             assert np.array_equal(tensor.decode(), dense)
         tensor.validate()  # writes nothing: by threads of ours
         assert np.array_equal(tensor.decode_blocks(3, 5), dense[3 * 8192 : 5 * 8192])  # too few for two
-    assert calls == [(2, 0)] * 4
+        monkeypatch.setenv(parallel.THREADS, "64")  # more than there are shares
+        assert np.array_equal(tensor.decode(), dense)
+    assert calls == [(2, 0)] * 4 + [(64, 0)]
 
 
 def test_tensors_are_the_same(team: parallel.Team, rng: np.random.Generator) -> None:
