@@ -21,10 +21,12 @@ from corpus import (
     invalid_contents,
     invalid_metadata,
     invalid_parts,
+    languages,
     limits,
     malformed_header,
     malformed_layout,
     noncanonical,
+    sizes,
     slices,
     split_checksum,
     split_encode,
@@ -68,6 +70,8 @@ MODULES = [
     split_slices,
     split_valid,
     split_noncanonical,
+    sizes,
+    languages,
 ]
 
 

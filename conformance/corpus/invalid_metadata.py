@@ -253,6 +253,20 @@ def keys() -> Iterator[Case]:
     note = "a key is the name of a part of another key"
     yield reject("t-1-key-is-part", ["T-1"], sketch("a", "a.endor.bitmap"), note)
     yield reject("t-1-empty-key", ["T-1"], sketch("", ".endor.b"), "as above, the key being empty")
+    for name, between, note in [
+        ("hyphen", ["w-1"], "a key that sorts between the two"),
+        ("several", ["w!", "w-1", "w-2", "w."], "several keys that sort between the two"),
+        ("many", [f"w-{i:03}" for i in range(100)], "100 keys that sort between the two"),
+        ("longer", ["w.a", "w.b.endor.x"], "keys that begin alike sort before it"),
+    ]:
+        what = f"keys w and w.endor.x, and {note}"
+        yield reject(f"t-1-between-{name}", ["T-1"], sketch("w", *between, "w.endor.x"), what)
+    note = "keys w, w-1 and w.endor"
+    yield reject("t-1-between-dot-endor", ["T-1"], sketch("w", "w-1", "w.endor"), note)
+    s = Sketch().add(W)
+    s.physical += [Physical(n, "U8", [1], b"x") for n in ("w-1", "w.a", "w.endor.more")]
+    note = "a physical tensor that belongs to w, and others whose names sort between"
+    yield reject("t-3-names-between", ["T-3"], s.render(), note)
     s = Sketch().add(W)
     s.add(random_tensor("w.endor.v", "U8", [3, 3], seed=53))
     note = "a key that begins with another key and .endor., both encoded as bitmap/raw"

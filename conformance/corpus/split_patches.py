@@ -95,6 +95,15 @@ def ranks() -> Iterator[Case]:
         counted = both(entry(patches=4), row(int(name == "bitmap"), e1=4))
         note = "one patch more is counted, in the padding of patches: rank 0, exponent 0"
         yield inside(f"e-5-padding-counted-{name}", ["E-5"], note, counted, base)
+    zeros = Base(
+        tensor_of("w", "BF16", [0x3F80, 0, 0x3F80, 0, 0] * 4, [4, 5]), Split(1, "all", bases={0: 127})
+    )
+    for name, at, rank, note in [
+        ("first", 1, 1, "the first two patches"),
+        ("last", 11, 18, "the last two patches"),
+    ]:
+        what = f"{note} have the same rank, and all patches the exponent 0"
+        yield inside(f"e-5-equal-exponent-0-{name}", ["E-5"], what, patched(at, rank), zeros)
     two = [0x3F80] * 2 * BLOCK
     for i in (5, BLOCK + 3, BLOCK + 9):
         two[i] = 0x0880
@@ -179,6 +188,11 @@ def codes() -> Iterator[Case]:
     rank = BLOCK + ALL.patches()[ALL.rows()[0][1]][0]
     note = "positions all: the code of an element of block 1 that has a patch is not 0"
     yield inside("e-7-all-block-1", ["E-7"], note, flipped(rank, 1), ALL)
+    for w in (3, 4):
+        base = Base(tensor_of("w", "BF16", [0x3F80] * 9 + [0x0100], [2, 5]), Split(w, "all"))
+        for k in range(w):
+            note = f"w = {w}: bit {k} of the code of an element with a patch is not 0"
+            yield inside(f"e-7-w-{w}-bit-{k}", ["E-7"], note, flipped(9, 1 + k), base)
     elements = [0x3F80, 0x4000] * 30 + [0x0100]
     moved = Base(tensor_of("w", "BF16", elements, [1, 61]), Split(1, "all"))
     note = "a patch of an element that has a code besides"

@@ -157,6 +157,14 @@ def yet_invalid() -> Iterator[Case]:
     for name, rules, change, note in [
         ("d-1-unsupported", ["D-1"], entry(digest="xxh3_64:12"), "a digest of the wrong form"),
         ("m-4-unsupported", ["M-4"], without("shape"), "no shape"),
+        ("m-4-unsupported-no-dtype", ["M-4"], without("dtype"), "no dtype"),
+        ("m-4-unsupported-no-values", ["M-4"], without("values"), "no values"),
+        ("m-4-unsupported-dtype-is-number", ["M-4"], entry(dtype=16), "a dtype that is a number"),
+        ("m-4-unsupported-shape-is-string", ["M-4"], entry(shape="5"), "a shape that is a string"),
+        ("m-4-unsupported-shape-item", ["M-4", "J-5"], entry(shape=[5, None]), "null in its shape"),
+        ("m-4-unsupported-values-is-null", ["M-4"], entry(values=None), "values that are null"),
+        ("m-4-unsupported-digest-is-number", ["M-4"], entry(digest=7), "a digest that is a number"),
+        ("m-4-unsupported-digest-is-null", ["M-4"], entry(digest=None), "a digest that is null"),
         ("c-8-unsupported", ["C-8"], entry(shape=[1] * 65), "a shape of rank 65"),
         ("j-5-unsupported", ["J-5", "M-4"], entry(shape=[Raw("1.0")]), "a fraction in its shape"),
         ("b-6-beside-unsupported", ["B-6"], faulty_v, "another tensor that is invalid"),
@@ -165,6 +173,32 @@ def yet_invalid() -> Iterator[Case]:
         s = sketch()
         both(entry(positions="list"), change)(s)
         yield reject(name, rules, s.render(), f"an unknown encoding, and {note}")
+    for values, note in [(None, "is null"), (["raw"], "is an array")]:
+        s = sketch()
+        both(entry(dtype="F4", values=values))(s)
+        name = f"m-4-unsupported-dtype-values-{type(values).__name__.lower().removesuffix('type')}"
+        yield reject(name, ["M-4"], s.render(), f"a dtype that cannot be encoded, and `values` {note}")
+    for name, rules, offsets, shape, note in [
+        ("c-8-unknown-dtype", ["C-8"], [[0, 4], [4, 9]], [1] * 65, "a shape of rank 65"),
+        ("c-9-unknown-dtype", ["C-9", "C-13"], [[0, 4], [4, 10]], [5], "an end past the end of the file"),
+        ("c-9-unknown-dtype-reversed", ["C-9"], [[0, 4], [9, 4]], [5], "an end before its begin"),
+        (
+            "c-11-unknown-dtype",
+            ["C-11", "C-12"],
+            [[0, 4], [3, 9]],
+            [5],
+            "a begin inside of the tensor before it",
+        ),
+        ("c-12-unknown-dtype", ["C-12"], [[0, 4], [5, 9]], [5], "a hole before it"),
+        ("c-13-unknown-dtype", ["C-13"], [[0, 4], [4, 8]], [5], "a byte after it"),
+    ]:
+        parts = [
+            Physical("bias", "F32", [1], BIAS.data, offsets[0]),
+            Physical("x", "F128", shape, b"abcde", offsets[1]),
+        ]
+        case = reject(name, rules, plain_file(parts), f"a tensor of an unknown dtype with {note}")
+        case.level = "L0"
+        yield case
     s = sketch()
     s.endor["version"] = "2.0"
     note = "a major version that is unknown, and a byte after the last tensor"

@@ -89,6 +89,9 @@ def plain() -> Iterator[Case]:
     looks = [Tensor(n, "U8", [1], b"x") for n in ("endor.index", "w.endor.index.x", "w.endor.maps")]
     note = "no Endor file: names that only resemble the ones T-6 forbids"
     yield plain_case("t-6-plain-harmless-names", ["T-6"], looks, note)
+    names = ("w.endor.bases", "w.endor.patches", "w.endor.values", "w.endor", ".endor.", "endor.bitmap")
+    note = "no Endor file: only two names of parts tell of lost metadata, and these are none of them"
+    yield plain_case("t-6-plain-other-parts", ["T-6"], [Tensor(n, "U8", [1], b"x") for n in names], note)
     note = "the member is `Endor`, not `endor`: a plain file"
     data = plain_file([Physical("w", "U8", [1], b"x")], {"Endor": "?", "endor.version": "9.0"})
     yield raw_case("t-6-metadata-in-capitals", ["T-6"], data, [Tensor("w", "U8", [1], b"x")], note)
