@@ -27,6 +27,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := .demo
 BUILD := build
+STOCK := $(BUILD)/stock/safetensors-0.8.0.tar.gz
 
 .PHONY: demo test oldest check native arm cuda wheel wheels gpu gpu-offload fuzz inspector bench docs dist \
   conformance clean
@@ -34,7 +35,7 @@ BUILD := build
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py $(DEMO)
 
-test: $(VENV)/test.stamp
+test: $(VENV)/test.stamp $(STOCK)
 	$(BIN)/python -m pytest -n auto
 
 oldest: $(VENV)/oldest.stamp
@@ -148,6 +149,11 @@ $(VENV)/torch.stamp: $(VENV)/base.stamp
 $(VENV)/test.stamp: $(VENV)/demo.stamp $(VENV)/torch.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
+
+# The tests of safetensors, which are in its source distribution; tests/stock/maturin.py says why pip needs help.
+$(STOCK): | $(VENV)/base.stamp
+	PYTHONPATH='$(CURDIR)/tests/stock' $(BIN)/python -m pip download --quiet --no-deps --no-build-isolation \
+	  --no-binary safetensors --dest $(@D) safetensors==0.8.0
 
 # Before all that is installed otherwise; torch and accelerate are those of the tests.
 $(VENV)/oldest.stamp: $(VENV)/test.stamp

@@ -6,7 +6,10 @@ Text that comes from a file is escaped, so that no message can steer a terminal 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from typing import Any, Self
 
 __all__ = [
     "BackendUnavailableError",
@@ -31,8 +34,34 @@ def quote(text: str) -> str:
     return f"'{printable(shown)}'"
 
 
-class EndorError(Exception):
-    """Base of all errors of this package; never raised itself."""
+class _Base(Exception):
+    """Makes the bases of :class:`EndorError` assignable: Python refuses that of a class right below Exception."""
+
+
+class EndorError(_Base):
+    """Base of all errors of this package; never raised itself.
+
+    In a program that has imported safetensors, every such error is a ``safetensors.SafetensorError`` too, so
+    that its ``except`` clauses keep working when an import changes. Nothing is imported for that.
+    """
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        _join_safetensors()
+        return super().__new__(cls, *args, **keywords)
+
+
+def _join_safetensors() -> None:
+    """Make :class:`EndorError` a child of ``SafetensorError``, if there is one in this process.
+
+    Whoever names it in an ``except`` clause has imported it before the error is made. The clause looks at
+    the real bases, so that no hook for ``isinstance`` would do.
+    """
+    theirs = getattr(sys.modules.get("safetensors"), "SafetensorError", None)
+    if isinstance(theirs, type) and issubclass(theirs, Exception) and not issubclass(EndorError, theirs):
+        with contextlib.suppress(
+            TypeError
+        ):  # of an unusual build, whose class cannot be combined with others
+            EndorError.__bases__ = (_Base, theirs)
 
 
 class FormatError(EndorError, ValueError):

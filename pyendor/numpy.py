@@ -38,7 +38,7 @@ def save_file(
     Args:
         tensor_dict: arrays by name, of any shape, memory layout and byte order.
         filename: the file to write.
-        metadata: text of your own, kept beside the format's.
+        metadata: text of your own, kept beside the format's; None is ``{"format": "pt"}`` (W-3).
         values: ``auto`` takes for each tensor the smallest encoding (W-10); ``raw`` keeps to what readers of
             format 1.0 know; ``split`` takes split values where a dtype has them.
         min_saving: encode a tensor only where that saves this share of its size (W-7); None encodes every one
@@ -64,7 +64,7 @@ def save(
 
     Args:
         tensor_dict: arrays by name, of any shape, memory layout and byte order.
-        metadata: text of your own, kept beside the format's.
+        metadata: text of your own, kept beside the format's; None is ``{"format": "pt"}`` (W-3).
         values: as in :func:`save_file`.
         min_saving: as in :func:`save_file`.
 
@@ -79,11 +79,12 @@ def save(
     return stream.getvalue()
 
 
-def load_file(filename: str | os.PathLike[str]) -> dict[str, Array]:
+def load_file(filename: str | os.PathLike[str], *, backend: str = "mmap") -> dict[str, Array]:
     """Loads all tensors of an Endor or plain safetensors file into new arrays.
 
     Args:
         filename: the file.
+        backend: of the safetensors package; there is no difference here.
 
     Returns:
         Arrays by name in the order of their data, little-endian, of the shapes and dtypes that were saved;
@@ -92,9 +93,10 @@ def load_file(filename: str | os.PathLike[str]) -> dict[str, Array]:
     Raises:
         FormatError: the file breaks a rule. Digests are checked by :class:`safe_open` if asked for (D-3).
         UnsupportedError: it needs what this build does not have, or a type that NumPy does not have.
+        UsageError: the backend is unknown.
         OSError: it cannot be read.
     """
-    with safe_open(filename) as opened:
+    with safe_open(filename, backend=backend) as opened:
         return opened.get_tensors()
 
 
@@ -187,6 +189,7 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
         Raises:
             UnsupportedError: this build cannot read it.
             UsageError: there is no such tensor.
+            IndexError: when it is indexed, with an index that an array of its shape would not take.
         """
         return ArraySlice(self._file, self._file.tensor(name))
 

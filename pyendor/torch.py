@@ -62,7 +62,7 @@ def save_file(
     Args:
         tensors: by name, of any shape, on any device; dense, contiguous, no two of them in the same memory.
         filename: the file to write.
-        metadata: text of your own.
+        metadata: text of your own; None is ``{"format": "pt"}`` (W-3).
         values: ``auto`` takes for each tensor the smallest encoding (W-10); ``raw`` keeps to what readers of
             format 1.0 know; ``split`` takes split values where a dtype has them.
         min_saving: encode a tensor only where that saves this share of its size (W-7); None encodes every one
@@ -91,7 +91,7 @@ def save(
 
     Args:
         tensors: by name, as for :func:`save_file`.
-        metadata: text of your own.
+        metadata: text of your own; None is ``{"format": "pt"}`` (W-3).
         values: as in :func:`save_file`.
         min_saving: as in :func:`save_file`.
 
@@ -160,7 +160,7 @@ def save_model(
     Args:
         model: the model.
         filename: the file to write.
-        metadata: text of your own.
+        metadata: text of your own; None is ``{"format": "pt"}`` (W-3).
         force_contiguous: save what is not contiguous as if it was.
         values: as in :func:`save_file`.
         min_saving: as in :func:`save_file`.
@@ -178,6 +178,12 @@ def save_model(
             del state[name]
     if force_contiguous:
         state = {name: tensor.contiguous() for name, tensor in state.items()}
+    for name, tensor in state.items():
+        if tensor.layout == torch.strided and not tensor.is_contiguous():
+            raise ValueError(
+                f"tensor {quote(name)} is not contiguous: make it contiguous, or "
+                "use save_model(..., force_contiguous=True), which saves a contiguous copy of it"
+            )
     save_file(state, filename, text or None, values=values, min_saving=min_saving)
 
 
@@ -311,6 +317,7 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
         Raises:
             UnsupportedError: this build cannot read it.
             UsageError: there is no such tensor.
+            IndexError, TypeError: when it is indexed, with an index that a tensor of its shape would not take.
         """
         return TensorSlice(self._file, self._file.tensor(name), self._device, verify=self._verify)
 
@@ -484,7 +491,7 @@ def _source(name: str, tensor: Tensor) -> TensorSource:
             "another one, only that other one"
         )
     if tensor.device.type == "meta":
-        raise NotImplementedError(f"tensor {quote(str(name))} is on the meta device and has no data")
+        raise NotImplementedError(f"Cannot copy out of meta tensor {quote(str(name))}: it has no data")
     row = BY_TORCH.get(tensor.dtype)
     if row is None:
         found = f"dtype {tensor.dtype} has no counterpart in the format"

@@ -101,7 +101,7 @@ def write(
     Args:
         stream: written from its present position on, and read while it is.
         sources: the tensors; names are unique.
-        user_metadata: for ``__metadata__``; ``format`` is ``pt`` unless given here.
+        user_metadata: for ``__metadata__``; ``{"format": "pt"}`` if there is none (W-3).
         values: ``auto`` takes for each tensor what is smallest; ``raw`` only what readers of version 1.0
             know; ``split`` what is smallest of the split ones, where a dtype has them.
         min_saving: encode a tensor only where that saves this share of its size (W-7); None encodes
@@ -124,7 +124,7 @@ def write(
             ]
             + [(source.name, source.dtype, source.shape, source.nbytes) for source in plain]
         )
-        members = {"format": "pt"} | dict(user_metadata or {}) | {metadata.KEY: metadata.build(plan)}
+        members = dict(user_metadata or {"format": "pt"}) | {metadata.KEY: metadata.build(plan)}
         draft.finish(container.build(entries, members, ALIGNMENT))
         with closing(_read_all([source for source in plain if source.name not in taken])) as data:
             for source in plain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import resource
 import subprocess
@@ -84,6 +85,32 @@ def test_safe_open(tensors: dict[str, np.ndarray], tmp_path: Path) -> None:
             opened.get_encoded("ids")
         with pytest.raises(UsageError, match="no tensor"):
             opened.get_tensor("nothing")
+
+
+@pytest.mark.parametrize("name", ["save_file", "save", "load_file", "load"])
+def test_every_argument_is_there(name: str) -> None:
+    mine, other = (inspect.signature(getattr(module, name)).parameters for module in (ours, stock))
+    assert [mine[key].replace(annotation=None) for key in other] == [
+        parameter.replace(annotation=None) for parameter in other.values()
+    ]
+    assert list(mine)[: len(other)] == list(other)
+
+
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+def test_backends(tensors: dict[str, np.ndarray], tmp_path: Path, backend: str) -> None:
+    ours.save_file(tensors, tmp_path / "x")
+    assert same(ours.load_file(tmp_path / "x", backend=backend), tensors)
+    for module in (ours, stock):
+        with pytest.raises(safetensors.SafetensorError, match="backend"):
+            module.load_file(tmp_path / "x", backend="other")
+
+
+def test_indices_that_an_array_does_not_take(tmp_path: Path) -> None:
+    ours.save_file({"x": np.ones((3, 4))}, tmp_path / "x")
+    with ours.safe_open(tmp_path / "x") as opened:
+        for index in (3, (0, -5), (0, 0, 0), "x", 1.5, [3], (..., ...)):
+            with pytest.raises(IndexError):
+                opened.get_slice("x")[index]
 
 
 def test_metadata_of_a_file_without_any_is_none(tmp_path: Path) -> None:

@@ -239,8 +239,9 @@ OTHER_ERRORS: dict[str, Callable[[Any, Any, Path], Any]] = {
 @pytest.mark.parametrize("case", OTHER_ERRORS)
 def test_errors_of_their_own_kind(model: dict[str, Path], case: str) -> None:
     call = OTHER_ERRORS[case]
-    with pytest.raises(EndorError):
+    with pytest.raises(EndorError) as caught:
         call(ours, ours.safe_open, model["ours"])
+    assert isinstance(caught.value, safetensors.SafetensorError)
     with pytest.raises((safetensors.SafetensorError, KeyError, TypeError)):
         call(theirs, safetensors.safe_open, model["theirs"])
 
@@ -271,7 +272,7 @@ def test_models(tmp_path: Path, strict: bool) -> None:
         module.save_model(saved, str(tmp_path / name), {"text": "mine"})
     with ours.safe_open(tmp_path / "ours") as mine, safetensors.safe_open(tmp_path / "theirs", "pt") as other:
         assert mine.keys() == sorted(other.keys())
-        assert mine.metadata() == {**other.metadata(), "format": "pt"}
+        assert mine.metadata() == other.metadata()
     for module, name in itertools.product((ours, theirs), ("ours", "theirs")):
         if (module, name) == (theirs, "ours"):
             continue
@@ -359,7 +360,13 @@ def test_transformers_with_the_import_changed(tmp_path: Path, monkeypatch: pytes
 
 
 def test_metadata(tmp_path: Path) -> None:
-    for text in ({"a": "b", "format": "np"}, {"x": ""}):
-        ours.save_file({"w": torch.ones(3)}, tmp_path / "x", dict(text))
+    for text in ({"a": "b", "format": "np"}, {"x": ""}, {}, None):
+        ours.save_file({"w": torch.ones(3)}, tmp_path / "x", text)
         with ours.safe_open(tmp_path / "x") as opened:
-            assert opened.metadata() == {"format": "pt"} | text
+            assert opened.metadata() == (text or {"format": "pt"})
+
+
+def test_what_is_not_contiguous_and_how_to_save_it(tmp_path: Path) -> None:
+    for module in (ours, theirs):
+        with pytest.raises(ValueError, match=r"use save_model\(\.\.\., force_contiguous=True\)"):
+            module.save_model(Tied(), str(tmp_path / "x"), force_contiguous=False)

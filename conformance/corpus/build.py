@@ -446,7 +446,7 @@ def canonical(
 ) -> bytes:
     """The canonical file (W-2 to W-6) for tensors in the given order, some encoded as is said."""
     how = encode if isinstance(encode, dict) else dict.fromkeys(encode)
-    sketch = Sketch(user={"format": "pt", **(user or {})})
+    sketch = Sketch(user=dict(user or {"format": "pt"}))
     for t in tensors:
         if t.name in encode:
             sketch.add(t, how=how[t.name])

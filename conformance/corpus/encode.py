@@ -125,6 +125,7 @@ def headers() -> Iterator[Case]:
     yield pair("w-3-names", ["W-3"], tensors, set(names), note, user)
     none = [random_tensor("w", "U8", [10], 100)]
     note = "nothing to encode: the file is an Endor file all the same"
+    note += "; the user's metadata has no `format`, and none is added"
     yield pair("w-3-nothing-to-encode", ["W-3"], none, set(), note, {"made-by": "x"})
     yield pair("w-3-no-tensors", ["W-3"], [], set(), "no tensors at all")
     for name in ("w" * k for k in range(1, 99)):
