@@ -8,6 +8,7 @@ renamed. On any error or interrupt it is removed and the destination is as it wa
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -17,22 +18,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from pyendor import locks, system
+from pyendor import locks, rights, system
 from pyendor.errors import UsageError, quote
+from pyendor.rights import Rights
 
 SUFFIX = ".endor-tmp"
+
+_CHUNK = 4 << 20
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}  # of file systems without hard links
 
 
 @contextlib.contextmanager
 def new_file(
-    path: str | os.PathLike[str], *, force: bool, mode: int = 0o666, alone: bool = False
+    path: str | os.PathLike[str], *, force: bool, like: Rights | None = None, alone: bool = False
 ) -> Iterator[BinaryIO]:
     """A binary file that becomes ``path`` when the block ends without an error.
 
+    Until then only its owner can open it. A new file then gets the rights that the umask leaves; one that
+    replaces another gets the rights of that one.
+
     Args:
         path: where; its directory has to exist.
-        force: whether an existing file may be replaced; it keeps its mode.
-        mode: the most that others may do with a new file; the umask may forbid more.
+        force: replace an existing file.
+        like: the rights of what this is a copy of: nobody gets more.
         alone: refuse to write what another process is writing in this way. What such a process leaves when
             it is killed, the next one removes.
 
@@ -44,31 +52,36 @@ def new_file(
     if os.path.lexists(target):
         if not target.is_file():
             raise UsageError(f"{quote(str(target))} exists and is not a file")
-        if not force:
-            raise UsageError(f"{quote(str(target))} exists; --force (force=True) replaces it")
         target = target.resolve()  # a link stays a link: what it points to is replaced
     # The name is known before the file is there: whenever an interrupt comes, it is removed.
     temporary, lock, ours = hidden(target, SUFFIX) if alone else beside(target), None, not alone
     try:
         if alone:
-            temporary, lock = _locked(target, mode)
+            temporary, lock = _locked(target)
             ours = True
+        if not force and os.path.lexists(target):
+            raise UsageError(f"{quote(str(target))} exists; --force (force=True) replaces it")
 
         def opener(*_: object) -> int:
-            return _create(temporary, mode) if lock is None else os.dup(lock)
+            return _create(temporary) if lock is None else os.dup(lock)
 
         with open(temporary, "w+b", opener=opener) as file:
             yield file
             file.flush()
-            if target.exists():
-                os.chmod(temporary, target.stat().st_mode & 0o7777)
+            replaced = target.stat() if target.exists() else None
+            made = os.fstat(file.fileno())
+            place = file.fileno() if os.chmod in os.supports_fd else temporary
+            os.chmod(place, rights.of_new(made, 0o666, like, replaced))
             os.fsync(file.fileno())
         _rename(temporary, target, replace=force)
     except BaseException as error:
-        if ours:
-            temporary.unlink(missing_ok=True)
-        else:
-            _remove_unless_locked(temporary)
+        try:
+            if ours:
+                temporary.unlink(missing_ok=True)
+            else:
+                _remove_unless_locked(temporary)
+        except OSError as failure:
+            error.add_note(f"{quote(str(temporary))} could not be removed ({failure.strerror}): remove it")
         if isinstance(error, OSError) and error.filename in {None, str(temporary), temporary}:
             error.filename = str(target)  # a full disk, for instance, names no file
         raise
@@ -78,11 +91,11 @@ def new_file(
     system.sync_directory(target.parent)
 
 
-def _create(path: Path, mode: int) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | system.BINARY, mode)
+def _create(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | system.BINARY, 0o600)
 
 
-def _locked(target: Path, mode: int) -> tuple[Path, int | None]:
+def _locked(target: Path) -> tuple[Path, int | None]:
     """A new file under the name that follows from a target's, and its descriptor, locked.
 
     The descriptor is None, and the name new, on file systems without locks.
@@ -90,7 +103,7 @@ def _locked(target: Path, mode: int) -> tuple[Path, int | None]:
     path = hidden(target, SUFFIX)
     while True:
         try:
-            descriptor, new = _create(path, mode), True
+            descriptor, new = _create(path), True
         except FileExistsError:
             try:
                 descriptor, new = _open(path), False
@@ -133,9 +146,17 @@ def _remove_unless_locked(path: Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copies a file's bytes, mode and times, flushed to disk."""
-    shutil.copy2(source, target)
-    system.sync_file(target)
+    """Copies a file's bytes, rights and times to a new file, flushed to disk."""
+    with open(source, "rb") as file:
+        status = os.fstat(file.fileno())
+        with open(target, "xb", opener=lambda *_: _create(target)) as copy:
+            shutil.copyfileobj(file, copy, _CHUNK)
+            copy.flush()
+            made = os.fstat(copy.fileno())
+            place = copy.fileno() if os.chmod in os.supports_fd else target
+            os.chmod(place, Rights.of(status).within(made.st_gid))
+            os.fsync(copy.fileno())
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def in_existing_directory(path: str | os.PathLike[str]) -> Path:
@@ -168,17 +189,28 @@ def beside(target: Path) -> Path:
 
 
 def _rename(source: Path, target: Path, *, replace: bool) -> None:
-    """Renames; without ``replace``, fails if somebody else has made the target in the meantime."""
+    """Renames; without ``replace``, fails if another process has created the target in the meantime."""
     if replace:
         os.replace(source, target)
         return
     try:
+        if system.rename_new(source, target):
+            return
         os.link(source, target)
     except FileExistsError:
-        raise UsageError(f"{quote(str(target))} was made by somebody else meanwhile") from None
-    except OSError:  # a file system without hard links
+        raise _created(target) from None
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
         if os.path.lexists(target):
-            raise UsageError(f"{quote(str(target))} was made by somebody else meanwhile") from None
+            raise _created(target) from None
         os.replace(source, target)
         return
     source.unlink()
+
+
+def _created(target: Path) -> UsageError:
+    return UsageError(
+        f"{quote(str(target))} was created by another process in the meantime: "
+        "remove it, or name another destination"
+    )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pyendor import atomic, checkpoint, file, metadata, shards
+from pyendor import atomic, checkpoint, file, metadata, rights, shards
 from pyendor.checkpoint import CONFIG, DENSE_CONFIG, Checkpoint
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UsageError, quote
@@ -231,7 +231,7 @@ def write_index(
         root: the directory.
         index: name of the index.
         names: of the weights files.
-        like: a file whose mode it gets.
+        like: a file whose rights it must not exceed.
         members: of its ``metadata``, besides ``total_size``.
     """
     weight_map: dict[str, str] = {}
@@ -279,11 +279,22 @@ def carry(found: Checkpoint, root: Path, *, except_for: set[str]) -> None:
         if str(path) not in except_for:
             if (root / path).exists():
                 raise UsageError(f"{quote(str(path))} is in the way: the result has a file of that name")
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            _make_folders(found.root, root, path)
             atomic.copy_file(found.root / path, root / path)
 
 
+def _make_folders(source: Path, root: Path, path: PurePosixPath) -> None:
+    """Makes the directories that a file is in, with the rights of those of the source at most."""
+    for folder in reversed(path.parents[:-1]):
+        made = root / folder
+        if not made.is_dir():
+            made.mkdir()
+            status = made.stat()
+            mode = rights.of_new(status, 0o777, shards.rights_of(source / folder), None)
+            made.chmod(mode | 0o700 | (status.st_mode & 0o7000))
+
+
 def write_text(path: Path, text: str, like: Path) -> None:
-    """Writes a new text file with the mode of another one, flushed to disk."""
-    with atomic.new_file(path, force=False, mode=shards.mode_of(like)) as stream:
+    """Writes a new text file with the rights of another one at most, flushed to disk."""
+    with atomic.new_file(path, force=False, like=shards.rights_of(like)) as stream:
         stream.write(text.encode())

@@ -157,8 +157,8 @@ def prune(
 
     def write(opened: File, target: Path) -> None:
         sources = [_pruned(tensor, options, inputs, outcome) for tensor in opened.sources()]
-        mode = shards.mode_of(opened.path)
-        with atomic.new_file(target, force=force, mode=mode, alone=not source.is_dir()) as stream:
+        like = shards.rights_of(Path(opened.path)) if opened.path is not None else None
+        with atomic.new_file(target, force=force, like=like, alone=not source.is_dir()) as stream:
             writer.write_dense(stream, sources, opened.layout.header.metadata, progress=progress)
 
     if not source.is_dir():

@@ -17,6 +17,7 @@ from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UsageError, quote
 from pyendor.file import File
 from pyendor.importers.compressed_tensors import Foreign
+from pyendor.rights import Rights
 from pyendor.workspace import Workspace
 from pyendor.writer import Progress, TensorSource
 
@@ -149,8 +150,8 @@ class Shard:
         """Converts the file."""
 
         def convert(opened: File, target: Path) -> None:
-            mode = mode_of(opened.path)
-            with atomic.new_file(target, force=self.force, mode=mode, alone=self.alone) as stream:
+            like = rights_of(self.source)
+            with atomic.new_file(target, force=self.force, like=like, alone=self.alone) as stream:
                 self.stamp.check(self.source)
                 self.way.write(opened, stream, self.backend, progress)
                 self.stamp.check(self.source)
@@ -240,7 +241,8 @@ class Shards:
     def _origin(self, name: str) -> list[Any]:
         """What a result was made from: also who may read it."""
         stamp = self.stamps[name]
-        origin = [name, stamp.size, stamp.mtime_ns, mode_of(self.found.root / name)]
+        like = rights_of(self.found.root / name)
+        origin = [name, stamp.size, stamp.mtime_ns, like.mode, like.gid]
         if self.way.whole:
             origin.append([[other, one.size, one.mtime_ns] for other, one in sorted(self.stamps.items())])
         return origin
@@ -314,8 +316,8 @@ def beside(
             f"{quote(str(destination))} exists and is no plain model directory: "
             "remove it yourself, or name another"
         )
-    mode = source.stat().st_mode & 0o777
-    return workspace.open_workspace(destination, force=force, mode=mode, key=key, origins=origins)
+    like = rights_of(source)
+    return workspace.open_workspace(destination, force=force, like=like, key=key, origins=origins)
 
 
 def _replaceable(directory: Path) -> bool:
@@ -330,6 +332,6 @@ def _replaceable(directory: Path) -> bool:
     return True
 
 
-def mode_of(path: str | os.PathLike[str] | None) -> int:
-    """What a copy of a file may allow at most: nothing becomes readable that was not."""
-    return os.stat(path).st_mode & 0o666 if path is not None else 0o666
+def rights_of(path: Path) -> Rights:
+    """The rights of a file or directory, which a copy must not exceed."""
+    return Rights.of(path.stat())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import threading
 from pathlib import Path
@@ -12,6 +14,10 @@ NO_FOLLOWING = getattr(os, "O_NOFOLLOW", 0)
 NO_WAITING = getattr(os, "O_NONBLOCK", 0)
 
 _turn = threading.Lock()
+
+# Of renameat2 of Linux: the flags, and the errors of systems, file systems and sandboxes that lack it.
+_AT_FDCWD, _NO_REPLACE, _EXCHANGE = -100, 1, 2
+_LACKING = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
 def read_at(descriptor: int, data: memoryview, at: int) -> int:
@@ -45,3 +51,53 @@ def sync_file(path: Path) -> None:
     """Flushes what a file holds to disk."""
     with open(path, "r+b" if os.name == "nt" else "rb") as file:
         os.fsync(file.fileno())
+
+
+def exchange(left: Path, right: Path) -> bool:
+    """Exchange two directories in one step, so that at no time either is missing.
+
+    Returns:
+        False if the system or the file system cannot.
+    """
+    return _rename(left, right, _EXCHANGE)
+
+
+def rename_new(source: Path, target: Path) -> bool:
+    """Rename a file to a name that is free, in one step.
+
+    Returns:
+        False if the system or the file system cannot.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    return _rename(source, target, _NO_REPLACE)
+
+
+def _rename(source: Path, target: Path, flag: int) -> bool:
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows
+        return False
+    here = ctypes.c_int(_AT_FDCWD)
+    if renameat2(here, os.fsencode(source), here, os.fsencode(target), flag) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _LACKING:
+        return False
+    raise OSError(code, os.strerror(code), str(source), None, str(target))
+
+
+def umask() -> int:
+    """The permission bits that new files of this process do not get."""
+    try:
+        with open("/proc/self/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"Umask:"):
+                    return int(line.split()[1], 8)
+    except OSError:
+        pass
+    with _turn:
+        mask = os.umask(0o077)  # for a moment; no other thread's file gets more than it should
+        os.umask(mask)
+    return mask

@@ -12,7 +12,7 @@ from conftest import ROOT
 # Every module may import those before it. A set: modules of one step, which do not import one another.
 ORDER: list[set[str]] = [
     {"errors", "parallel", "slicing", "system"},
-    {"dtypes", "jobs", "locks", "openmp"},
+    {"dtypes", "jobs", "locks", "openmp", "rights"},
     {"jsontext"},
     {"container"},
     {"metadata"},

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 from conftest import ROOT, tree
 
-from pyendor import atomic, checkpoint, convert, file, locks, report, verify, workspace, writer
+from pyendor import atomic, checkpoint, convert, file, locks, report, system, verify, workspace, writer
 from pyendor.choice import Values
 from pyendor.errors import FormatError, UsageError
 from pyendor.numpy import save_file
@@ -354,7 +354,7 @@ def test_directory_that_somebody_makes_meanwhile(sharded: Path, tmp_path: Path) 
         target.mkdir(exist_ok=True)
         (target / "thesis.tex").write_bytes(b"x")
 
-    with pytest.raises(UsageError, match="meanwhile"):
+    with pytest.raises(UsageError, match="created by another process"):
         convert.compress(sharded, target, progress=race)
     assert tree(target) == {"thesis.tex": b"x"}
 
@@ -441,7 +441,7 @@ def test_full_disk_and_interrupt_leave_all_as_it_was(
         convert.compress(sharded, target, force=True, jobs=1, progress=fail)
     assert tree(tmp_path) == before
     # The same where only the very last step fails, the renaming, on systems that cannot exchange at once.
-    monkeypatch.setattr(workspace, "_exchange", lambda *_: False)
+    monkeypatch.setattr(system, "exchange", lambda *_: False)
     monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(type(error)) as caught:
         convert.compress(sharded, target, force=True)
@@ -462,7 +462,7 @@ def test_failing_to_swap_puts_the_old_directory_back(
     convert.compress(sharded, target)
     before = tree(tmp_path)
     real = os.rename
-    monkeypatch.setattr(workspace, "_exchange", lambda *_: False)
+    monkeypatch.setattr(system, "exchange", lambda *_: False)
     steps = iter([real, lambda a, b: os.stat("/missing"), real])
 
     def rename(a: Path, b: Path) -> None:
@@ -592,6 +592,6 @@ def test_somebody_else_makes_the_file_meanwhile(tmp_path: Path) -> None:
             (tmp_path / "x").write_bytes(b"theirs")
             stream.write(b"ours")
 
-    with pytest.raises(UsageError, match="meanwhile"):
+    with pytest.raises(UsageError, match="created by another process"):
         race()
     assert tree(tmp_path) == {"x": b"theirs"}

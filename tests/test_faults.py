@@ -316,7 +316,7 @@ def test_full_disk(model: Path, small_disk: Path, tmp_path: Path) -> None:
     assert run.returncode == 2
     assert "No space left on device" in run.stderr
     assert "finished files are kept" in run.stderr
-    assert "the same command goes on from there" in run.stderr
+    assert "the same command resumes from there" in run.stderr
     assert not (small_disk / "x").exists()
     for name in ("a", "b"):
         run = endor("compress", shard(model, 1), small_disk / name)
