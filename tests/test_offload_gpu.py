@@ -11,6 +11,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,7 @@ def play(seed: int, folder: Path) -> bool:
     made = Streams(chance)
     with empty_modules() as model, file.open_file(path) as opened:
         stored = {name: Stored.of_file(opened, tensor) for name, tensor in opened.layout.tensors.items()}
-        cut = layers.cut(model, names.assign(model, stored), views=False).layers
+        cut = layers.cut(model, names.assign(model, stored, ExitStack()), views=False).layers
         disk = Disk([opened], [read for layer in cut for read in layer.bundle.reads], "cache")
         device = Gpu(made)
         device.connect(disk, "cache")

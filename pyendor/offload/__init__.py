@@ -67,8 +67,8 @@ def offload_model(
             end of the forward.
         UsageError: weights are missing or do not fit the model; an argument makes no sense; there is not
             enough memory; the model is offloaded already; or later, a file was written to meanwhile.
-        UnsupportedError: the weights need what this build does not have, were quantized before, or make up
-            a parameter in a way that is not known here.
+        UnsupportedError: the weights need what this build does not have, were quantized before, or cannot be
+            converted to a parameter.
         BackendUnavailableError: the device is a GPU, and there is no CUDA here.
         OSError: a file cannot be read; also later.
     """
@@ -87,7 +87,7 @@ def offload_model(
             files = load.open_files(path)
             for one in files:
                 stack.callback(one.close)
-            pieces = load.of_files(model, files)
+            pieces = load.of_files(model, files, stack)
         chosen = load.open_device(where)
         try:
             parts = layers.cut(model, pieces, views=chosen.views)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -38,13 +39,13 @@ def open_files(path: Path) -> list[File]:
     return opened
 
 
-def of_files(model: torch.nn.Module, files: Iterable[File]) -> dict[str, list[Piece]]:
-    """The pieces of a model's parameters in open files."""
+def of_files(model: torch.nn.Module, files: Iterable[File], stack: ExitStack) -> dict[str, list[Piece]]:
+    """The pieces of a model's parameters in open files; the stack keeps what has to be converted of them."""
     stored = {}
     for one in files:
         for name, tensor in one.layout.tensors.items():
             stored[name] = Stored.of_file(one, tensor)
-    return names.assign(model, stored)
+    return names.assign(model, stored, stack)
 
 
 def of_module(model: torch.nn.Module) -> dict[str, list[Piece]]:

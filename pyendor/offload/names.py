@@ -2,7 +2,8 @@
 
 Mostly that is a tensor of the same name. Transformers renames some, adds or drops the prefix of the base
 model, and since version 5 fuses the experts of a layer: a parameter is then filled with several tensors, each
-a contiguous piece of it. What transformers says of a model is used; what is not contiguous is refused.
+a contiguous piece of it. What transformers says of a model is used; what is not contiguous is converted
+first, see :mod:`pyendor.offload.converted`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 
-from pyendor.errors import UnsupportedError, UsageError, quote
+from pyendor.errors import UsageError, quote
+from pyendor.offload import converted
+from pyendor.offload.converted import Conversion
 from pyendor.offload.stored import Stored
 
 
@@ -25,14 +29,17 @@ class Piece(NamedTuple):
     start: int
 
 
-def assign(model: torch.nn.Module, tensors: Mapping[str, Stored]) -> dict[str, list[Piece]]:
+def assign(model: torch.nn.Module, tensors: Mapping[str, Stored], stack: ExitStack) -> dict[str, list[Piece]]:
     """The pieces of every parameter and persistent buffer of a model, by its name.
 
-    Names that are tied share what the first of them that is stored has.
+    Names that are tied share what the first of them that is stored has. Tensors that have to be converted are
+    in a temporary file, which is removed when the stack is closed: that is for after a
+    :class:`~pyendor.offload.disk.Disk` has opened it.
 
     Raises:
         UsageError: the checkpoint lacks some, or has them of another shape.
-        UnsupportedError: a parameter is made of the checkpoint's tensors in a way that is not known here.
+        UnsupportedError: a parameter cannot be made of the checkpoint's tensors.
+        OSError: there is no room for the temporary file.
     """
     state = {
         name: value for name, value in model.state_dict(keep_vars=True).items() if torch.is_tensor(value)
@@ -40,7 +47,7 @@ def assign(model: torch.nn.Module, tensors: Mapping[str, Stored]) -> dict[str, l
     rename = _Names(model, state)
     pieces: dict[str, list[Piece]] = {}
     fused: dict[str, tuple[Any, dict[str, list[Stored]]]] = {}
-    for name in sorted(tensors, key=_natural):
+    for name in sorted(tensors, key=rename.order):
         target, converter, pattern = rename(name)
         if target not in state:
             continue  # as from_pretrained does; what is needed and not there is found below
@@ -49,10 +56,23 @@ def assign(model: torch.nn.Module, tensors: Mapping[str, Stored]) -> dict[str, l
         else:
             _, collected = fused.setdefault(target, (converter, {}))
             collected.setdefault(pattern, []).append(tensors[name])
+    conversions = []
     for target, (converter, collected) in fused.items():
-        pieces[target] = _fuse(target, converter, collected)
+        contiguous = _fuse(converter, collected)
+        if contiguous is not None:
+            pieces[target] = contiguous
+        else:
+            conversions.append(Conversion(target, converter, collected))
+    if conversions:
+        made = converted.convert(model, state, conversions, stack)
+        pieces.update((name, [Piece(tensor, 0)]) for name, tensor in made.items())
     _tie(state, pieces)
     missing = sorted(state.keys() - pieces.keys(), key=_natural)
+    if missing:
+        computed = converted.compute(model, missing, stack)
+        pieces.update((name, [Piece(tensor, 0)]) for name, tensor in computed.items())
+        _tie(state, pieces)
+        missing = [name for name in missing if name not in pieces]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         listed = ", ".join(quote(name) for name in missing[:3]) + more
@@ -74,12 +94,15 @@ class _Names:
         self._prefix = getattr(model, "base_model_prefix", "")
         self._renamings: list[Any] = []
         self._converters: list[Any] = []
+        #: Key of the order in which tensors are collected, which is that of what they are stacked to.
+        self.order: Any = _natural
         try:
             from transformers import PreTrainedModel, conversion_mapping, core_model_loading
         except ImportError:  # none, or one before version 5, whose models have the names of their checkpoints
             return
         if not isinstance(model, PreTrainedModel):
             return
+        self.order = getattr(core_model_loading, "dot_natural_key", _natural)
         for transform in conversion_mapping.get_model_conversion_mapping(model):
             converts = isinstance(transform, core_model_loading.WeightConverter)
             (self._converters if converts else self._renamings).append(transform)
@@ -92,7 +115,10 @@ class _Names:
         for converter in self._converters:
             target, pattern = converter.rename_source_key(renamed)
             if pattern is not None:
-                return self._prefixed(target), converter, pattern
+                target = self._prefixed(target)
+                if target not in self._state and self._prefixed(name) in self._state:
+                    break  # saved with the names of the model, and as it has them
+                return target, converter, pattern
         target = self._prefixed(renamed)
         # A checkpoint that was saved with the names of the model need not be renamed.
         return (target if target in self._state else self._prefixed(name)), None, ""
@@ -106,8 +132,13 @@ class _Names:
         return next((other for other in (shorter, longer) if other in self._state), name)
 
 
-def _fuse(target: str, converter: Any, collected: Mapping[str, Sequence[Stored]]) -> list[Piece]:
-    """The pieces of a parameter that is stacked, concatenated, or both: then expert by expert."""
+def _fuse(converter: Any, collected: Mapping[str, Sequence[Stored]]) -> list[Piece] | None:
+    """The pieces of a parameter that is stacked, concatenated, or both: then expert by expert.
+
+    None if it is made in another way.
+    """
+    if len(converter.target_patterns) != 1:
+        return None
     kinds = [(type(operation).__name__, getattr(operation, "dim", 0)) for operation in converter.operations]
     sources = [collected[pattern] for pattern in converter.source_patterns if pattern in collected]
     same = len({len(source) for source in sources}) == 1 and len(sources) == len(converter.source_patterns)
@@ -118,9 +149,7 @@ def _fuse(target: str, converter: Any, collected: Mapping[str, Sequence[Stored]]
     elif kinds == [("Concatenate", 0)]:
         order = [tensor for source in sources for tensor in source]
     else:
-        done = ", ".join(f"{name}(dim={dim})" for name, dim in kinds)
-        found = f"is made of {sum(map(len, sources))} tensors by {done}, which is not known here"
-        raise UnsupportedError(f"parameter {quote(target)} {found}")
+        return None
     pieces, start = [], 0
     for tensor in order:
         pieces.append(Piece(tensor, start))
