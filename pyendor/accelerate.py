@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import find_tied_parameters
 from torch import Tensor
 
-from pyendor import checkpoint, file
+from pyendor import selection
 from pyendor.errors import UsageError, quote
 from pyendor.torch import read, torch_dtype
 from pyendor.torch_tensor import EndorTensor
@@ -40,6 +40,7 @@ class EncodedWeights(Mapping[str, Tensor]):
         on_disk: read a weight each time that it is asked for, instead of all of them now; files stay open.
         pin_memory: keep them in pinned memory, which a GPU copies from without the processor.
         verify: check the digests of encoded tensors when they are read (D-3).
+        variant: which copy of the model to read from a directory that has several, as ``"fp16"``.
 
     Raises:
         FormatError: the checkpoint breaks a rule, or a digest, if checked, does not match; with ``on_disk``
@@ -60,12 +61,12 @@ class EncodedWeights(Mapping[str, Tensor]):
         on_disk: bool = False,
         pin_memory: bool = False,
         verify: bool = False,
+        variant: str | None = None,
     ) -> None:
         self._verify = verify
         self._pin = pin_memory
         with ExitStack() as stack:
-            files = [stack.enter_context(file.open_file(one)) for one in checkpoint.weight_files(Path(path))]
-            self._places = {name: opened for opened in files for name in opened.layout.tensors}
+            self._places = stack.enter_context(selection.open_weights(Path(path), variant)).places
             self._names = {name: name for name in self._places}
             self._dtypes: dict[str, torch.dtype] = {}
             if model is not None:

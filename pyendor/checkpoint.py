@@ -9,7 +9,7 @@ import fnmatch
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -69,7 +69,7 @@ def listing(root: Path) -> Checkpoint:
     dense = [name for name in names if _WEIGHTS.fullmatch(name) and name not in endor]
     weights = endor or dense
     if not weights:
-        raise _no_weights(root, names)
+        raise no_weights(root)
     indices = [name for name in names if is_index(name) and not is_kept_original(name)]
     ours = [name for name in indices if _is_variant(name, METHOD) == bool(endor)]
     copies = [name for name in names if _matches(name, COPIES)]
@@ -118,6 +118,16 @@ def weight_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     return [path / name for name in scan(path).weights]
+
+
+def is_loose(name: str) -> bool:
+    """True if a file of that name is weights, and no shard."""
+    return _WEIGHTS.fullmatch(name) is not None and _SHARD.fullmatch(name) is None
+
+
+def has_endor_weights(root: Path) -> bool:
+    """True if a directory holds Endor weights."""
+    return any(_ENDOR_WEIGHTS.fullmatch(name) and (root / name).is_file() for name in os.listdir(root))
 
 
 def open_all(path: Path) -> Iterator[File]:
@@ -171,6 +181,24 @@ def read_index(path: Path) -> dict[str, str]:
             found = f"the index names {quote(str(name))}, which is no file of its directory"
             raise FormatError("K-1", found, tensor=tensor, path=path)
     return weight_map
+
+
+def read_dense_index(path: Path) -> dict[str, str]:
+    """The ``weight_map`` of a dense index, in the JSON that Hugging Face libraries accept.
+
+    Files may lie below the directory, never outside of it.
+    """
+    try:
+        weight_map = json.loads(_text(path))["weight_map"]
+        files = set(weight_map.values())
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError("K-1", f"not an index with an object 'weight_map': {error!r}", path=path) from error
+    for name in files:
+        parts = name.split("/") if isinstance(name, str) else [""]
+        if any(part in {"", ".", ".."} or _UNSAFE.search(part) for part in parts):
+            found = f"the index names {quote(str(name))}, which is no file below its directory"
+            raise FormatError("K-1", found, path=path)
+    return dict(weight_map)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -377,7 +405,9 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _no_weights(root: Path, names: Sequence[str]) -> UsageError:
+def no_weights(root: Path) -> UsageError:
+    """The error for a directory without safetensors weights."""
+    names = sorted(os.listdir(root))
     copies = [name for name in names if _matches(name, ("*.bin", "*.pt", "*.pth", "*.ckpt"))]
     found = f"{quote(str(root))} has no weights 'model.safetensors' or shards of them"
     if copies:

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from pyendor import checkpoint
+from pyendor import selection
 from pyendor.errors import UsageError, quote
 from pyendor.torch import safe_open
 
@@ -47,6 +47,7 @@ class EndorReader(StorageReader):
         names: names in the checkpoint by those in the state, where they differ, as of tied weights:
             ``{"lm_head.weight": "model.embed_tokens.weight"}``.
         verify: check the digests of tensors that are read whole (D-3).
+        variant: which copy of the model to read from a directory that has several, as ``"fp16"``.
 
     Attributes:
         bytes_read: bytes of files, headers included, that this process has read since the reader was made or
@@ -60,12 +61,18 @@ class EndorReader(StorageReader):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], names: Mapping[str, str] | None = None, *, verify: bool = False
+        self,
+        path: str | os.PathLike[str],
+        names: Mapping[str, str] | None = None,
+        *,
+        verify: bool = False,
+        variant: str | None = None,
     ) -> None:
         super().__init__()
         self._path = Path(path)
         self._names = dict(names or {})
         self._verify = verify
+        self._variant = variant
         self._places: dict[str, tuple[Path, str]] = {}
         self.bytes_read = 0
 
@@ -79,12 +86,16 @@ class EndorReader(StorageReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Names, shapes and types of all tensors, from the headers of all files."""
         tensors: dict[str, TensorStorageMetadata] = {}
-        for weights in checkpoint.weight_files(self._path):
+        chosen = selection.select(self._path, self._variant)
+        found: list[dict[str, TensorStorageMetadata]] = []
+        for weights in chosen.paths:
             with safe_open(weights, "pt") as opened:
-                for name in opened.offset_keys():
-                    self._places[name] = (weights, name)
-                    tensors[name] = _whole(opened, name)
+                found.append({name: _whole(opened, name) for name in opened.offset_keys()})
                 self.bytes_read += opened.bytes_read
+        by_path = dict(zip(chosen.paths, found, strict=True))
+        for name, weights in chosen.owners(found).items():
+            self._places[name] = (weights, name)
+            tensors[name] = by_path[weights][name]
         for name, source in self._names.items():
             if source not in tensors:
                 raise UsageError(f"the checkpoint has no tensor {quote(source)}, which names has")

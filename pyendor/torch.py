@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import _find_shared_tensors, _remove_duplicate_names
 from torch import Tensor
 
-from pyendor import atomic, checkpoint, file, layout, torch_bytes, torch_cuda, writer
+from pyendor import atomic, file, layout, selection, torch_bytes, torch_cuda, writer
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes
@@ -323,7 +323,12 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
 
 
 def iter_weights(
-    path: str | os.PathLike[str], device: Device = "cpu", *, prefetch: int = 1, verify: bool = False
+    path: str | os.PathLike[str],
+    device: Device = "cpu",
+    *,
+    prefetch: int = 1,
+    verify: bool = False,
+    variant: str | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a file or of all files of a checkpoint, one by one, in the order of their data.
 
@@ -335,6 +340,7 @@ def iter_weights(
         device: where the tensors go.
         prefetch: tensors to be read ahead; 0 for none.
         verify: check each tensor's digest (D-3).
+        variant: which copy of the model to read from a directory that has several, as ``"fp16"``.
 
     Yields:
         Name and tensor, of the shape and dtype that it was saved with.
@@ -346,9 +352,7 @@ def iter_weights(
     """
     where = _device(device)
     with ExitStack() as stack:
-        files = checkpoint.weight_files(Path(path))
-        opened = [stack.enter_context(file.open_file(weights)) for weights in files]
-        names = ((one, name) for one in opened for name in one.layout.tensors)
+        places = stack.enter_context(selection.open_weights(Path(path), variant)).places
         pool = stack.enter_context(ThreadPoolExecutor(1, "pyendor-prefetch"))
 
         def fetch(one: file.File, name: str) -> tuple[str, Tensor]:
@@ -356,7 +360,7 @@ def iter_weights(
 
         waiting: deque[Future[tuple[str, Tensor]]] = deque()
         stack.callback(lambda: [future.cancel() for future in waiting])
-        for one, name in names:
+        for name, one in places.items():
             if prefetch < 1:
                 yield fetch(one, name)
                 continue

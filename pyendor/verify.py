@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pyendor import checkpoint, file, parallel
+from pyendor import checkpoint, file, parallel, selection
 from pyendor.encoded import EncodedTensor
 from pyendor.errors import FormatError, UnsupportedError, printable, quote
 from pyendor.file import File
 from pyendor.jobs import run as run_jobs
 from pyendor.layout import Bytes, Tensor
+from pyendor.selection import Selection, Weights
 from pyendor.storage import Desk
 from pyendor.writer import Progress
 
@@ -216,7 +217,8 @@ def compare(
 ) -> list[Problem]:
     """Compares two checkpoints tensor by tensor: names, dtypes, shapes and every bit.
 
-    Either may be a file or a directory, Endor or plain, sharded in its own way.
+    Either may be a file or a directory, Endor or plain, sharded in its own way. Where directories hold
+    several copies of a model, copies of the same variant are compared.
 
     Args:
         path: the one whose files are worked on in parallel.
@@ -233,28 +235,36 @@ def compare(
         UsageError: there are no weights at one of them.
         OSError: one of them cannot be read, or the executor gave up.
     """
-    ours, theirs = (_places(side) for side in (path, dense))
-    absent = [
-        _different(path, name, f"is not in {dense if name in ours else path}")
-        for name in ours.keys() ^ theirs.keys()
-    ]
+    ours, theirs = (selection.copies(side) for side in (path, dense))
+    if len(ours) == len(theirs) == 1:  # of whatever variants
+        theirs = dict(zip(ours, theirs.values(), strict=True))
+    problems = []
     in_common: dict[Path, dict[str, Path]] = {}
-    for name, held in ours.items():
-        if name in theirs:
-            in_common.setdefault(held, {})[name] = theirs[name]
+    for variant in sorted(ours.keys() | theirs.keys()):
+        mine, other = (_places(side.get(variant)) for side in (ours, theirs))
+        problems += [
+            _different(path, name, f"is not in {dense if name in mine else path}" + _of(variant))
+            for name in mine.keys() ^ other.keys()
+        ]
+        for name in mine.keys() & other.keys():
+            in_common.setdefault(mine[name], {})[name] = other[name]
     work = [_Comparison(path, held, others) for held, others in in_common.items()]
     found: dict[int, list[Problem]] = {}
     run_jobs(work, found.__setitem__, jobs=jobs, executor=executor, progress=progress)
-    return sorted([*absent, *itertools.chain(*found.values())], key=lambda problem: problem.tensor or "")
+    return sorted([*problems, *itertools.chain(*found.values())], key=lambda problem: problem.tensor or "")
 
 
-def _places(path: Path) -> dict[str, Path]:
-    """The tensors of a file or directory, and the files that they are in."""
-    found: dict[str, Path] = {}
-    for name in checkpoint.weight_files(path):
-        with file.open_file(name) as opened:
-            found.update(dict.fromkeys(opened.layout.tensors, name.absolute()))
-    return found
+def _of(variant: str) -> str:
+    return f", variant {quote(variant)}" if variant else ""
+
+
+def _places(copy: Selection | None) -> dict[str, Path]:
+    """The tensors of a copy of a model, and the files that they are in."""
+    if copy is None:
+        return {}
+    with Weights(copy) as weights:
+        paths = dict(zip(weights.files, copy.paths, strict=True))
+        return {name: paths[opened].absolute() for name, opened in weights.places.items()}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from transformers.pytorch_utils import Conv1D
 
-from pyendor import checkpoint, dtypes, file
+from pyendor import dtypes, file, selection
 from pyendor.errors import UsageError, quote
 from pyendor.prune import Inputs, Options, check_source, converted, prune_bytes
 from pyendor.torch import read
@@ -161,8 +161,7 @@ class _Model:
             module = transformers.AutoModel.from_config(config).eval()
         samples = _samples(source, config, calibration)
         with ExitStack() as stack:
-            files = [stack.enter_context(file.open_file(one)) for one in checkpoint.weight_files(source)]
-            places = {name: opened for opened in files for name in opened.layout.tensors}
+            places = stack.enter_context(selection.open_weights(source)).places
             model = cls(module, places, options, calibration.device, samples)
             model._split()
             yield model

@@ -27,7 +27,7 @@ ORDER: list[set[str]] = [
     {"torch_bytes", "torch_cuda", "torch_product"},
     {"torch_decode"},
     {"checkpoint", "opened", "torch_tensor", "entropy", "importers", "importers.bitmask"},
-    {"importers.compressed_tensors"},
+    {"importers.compressed_tensors", "selection"},
     {"shards"},
     {"convert"},
     {"prune", "report", "verify", "numpy", "torch"},

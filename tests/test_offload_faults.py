@@ -150,8 +150,8 @@ def test_a_file_that_changes_while_it_is_opened(weights: Path, monkeypatch: pyte
 
     opening = load.open_files
 
-    def change(path: Path) -> Any:
-        files = opening(path)
+    def change(path: Path, variant: str | None) -> Any:
+        files = opening(path, variant)
         spoil(weights, "longer")
         return files
 

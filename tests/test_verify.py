@@ -152,6 +152,27 @@ def test_differences(tmp_path: Path) -> None:
     assert problems["shape"] == "is F32 [4, 4], not F32 [2, 4]"
 
 
+def test_copies_are_compared_with_their_like(tmp_path: Path) -> None:
+    one, other = np.zeros((4, 4), np.float32), np.ones((4, 4), np.float32)
+    for name, (default, tuned) in {"a": (one, other), "b": (other, one), "c": (one, other)}.items():
+        (tmp_path / name).mkdir()
+        safetensors.numpy.save_file({"x": default}, tmp_path / name / "model.safetensors")
+        safetensors.numpy.save_file({"x": tuned}, tmp_path / name / "model.tuned.safetensors")
+    assert verify.compare(tmp_path / "a", tmp_path / "c") == []
+    # Both copies differ.
+    assert [problem.tensor for problem in verify.compare(tmp_path / "a", tmp_path / "b")] == ["x", "x"]
+    (tmp_path / "b" / "model.safetensors").write_bytes((tmp_path / "a" / "model.safetensors").read_bytes())
+    assert len(verify.compare(tmp_path / "a", tmp_path / "b")) == 1
+    (tmp_path / "c" / "model.tuned.safetensors").unlink()
+    (problem,) = verify.compare(tmp_path / "a", tmp_path / "c")
+    assert problem.message.endswith("c, variant 'tuned'")
+    safetensors.numpy.save_file({"x": other}, tmp_path / "c" / "model-more.safetensors")
+    assert len(verify.compare(tmp_path / "a", tmp_path / "c")) == 2
+    # Of the only copy of each the name does not matter.
+    (tmp_path / "a" / "model.safetensors").unlink()
+    assert verify.compare(tmp_path / "a", tmp_path / "a" / "model.tuned.safetensors") == []
+
+
 def test_nothing_to_verify(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         verify.verify(tmp_path)

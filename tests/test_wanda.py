@@ -191,6 +191,19 @@ def test_the_published_method(kind: str, blocks: str, vocabulary: list[Path], tm
     assert outcome.zeros == outcome.numel // 2
 
 
+def test_copies_of_the_model_are_let_alone(vocabulary: list[Path], tmp_path: Path) -> None:
+    source = saved("llama", tmp_path / "x", vocabulary)
+    options = Options(0.5, "row")
+    wanted = wanda.collect(source, options, Calibration(TEXTS))
+    other = pyendor.torch.load_file(source / "model.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({name: tensor * 3 for name, tensor in other.items()}, source / "model.tuned.safetensors")
+    found = wanda.collect(source, options, Calibration(TEXTS))
+    assert found.keys() == wanted.keys()
+    assert all((found[name].norms == one.norms).all() for name, one in wanted.items())
+
+
 def test_a_trained_model_through_the_command(minilm: Path, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("\n".join(TEXTS) + "\n\n")

@@ -12,7 +12,7 @@ from typing import Any
 
 import transformers
 
-from pyendor import checkpoint, convert
+from pyendor import checkpoint, convert, selection
 from pyendor.checkpoint import METHOD
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.convert import Conversion
@@ -67,8 +67,9 @@ def from_pretrained(
         RuntimeError: weights have another shape, as transformers says it.
         OSError: it cannot be read, or transformers finds no such model.
     """
-    if Path(path).is_dir() and not options.get("subfolder"):
-        checkpoint.scan(Path(path))
+    root = Path(path, options.get("subfolder") or "")
+    if root.is_dir() and checkpoint.has_endor_weights(root):
+        checkpoint.scan(root)
     config = options.pop("config", None)
     if config is None:
         where = {name: options[name] for name in _WHERE if name in options}
@@ -76,7 +77,7 @@ def from_pretrained(
     found = getattr(config, "quantization_config", None) or {}
     found = found if isinstance(found, dict) else found.to_dict()
     if found.get("quant_method") == METHOD:
-        options["variant"] = ".".join(filter(None, (METHOD, options.get("variant"))))
+        options["variant"] = ".".join(filter(None, (METHOD, selection.plain(options.get("variant")))))
         if keep_compressed or verify or found.get("inner") is None:
             options["quantization_config"] = EndorConfig(keep_compressed=keep_compressed, verify=verify)
     elif keep_compressed:

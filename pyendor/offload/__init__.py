@@ -39,6 +39,7 @@ def offload_model(
     prefetch: int | None = None,
     read: str = "auto",
     dtype: torch.dtype | None = None,
+    variant: str | None = None,
 ) -> torch.nn.Module:
     """A model whose weights are compressed until a layer runs, and lie where there is room for them.
 
@@ -57,6 +58,7 @@ def offload_model(
         read: how files are read: ``direct`` past the page cache, ``cache`` through it, ``gds`` to the memory
             of a GPU; ``auto`` finds out what there is and what is faster. :func:`summary` tells what is used.
         dtype: of a directory's model; without it what its config says.
+        variant: which copy of the model to read from a directory that has several, as ``"fp16"``.
 
     Returns:
         The model, in evaluation mode. It runs on one thread at a time, without gradients, and gives bit for
@@ -84,10 +86,8 @@ def offload_model(
         if path is None:
             pieces = load.of_module(model)
         else:
-            files = load.open_files(path)
-            for one in files:
-                stack.callback(one.close)
-            pieces = load.of_files(model, files, stack)
+            opened = stack.enter_context(load.open_files(path, variant))
+            pieces = load.of_files(model, opened, stack)
         chosen = load.open_device(where)
         try:
             parts = layers.cut(model, pieces, views=chosen.views)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
-from pyendor import checkpoint, file
+from pyendor import selection
 from pyendor.choice import MIN_SAVING
 from pyendor.encoded import EncodedTensor
 from pyendor.errors import BackendUnavailableError, UsageError, quote
-from pyendor.file import File
 from pyendor.offload import names, plan
 from pyendor.offload.cpu import Cpu
 from pyendor.offload.device import Device
@@ -21,30 +20,22 @@ from pyendor.offload.engine import Engine
 from pyendor.offload.layers import Owner, Parts
 from pyendor.offload.names import Piece
 from pyendor.offload.stored import Stored
+from pyendor.selection import Weights
 from pyendor.torch_bytes import from_bytes, row_of, to_bytes
 from pyendor.torch_tensor import EndorTensor
 
 Amount = int | str | None
 
 
-def open_files(path: Path) -> list[File]:
-    """The weights files of a checkpoint, or the file itself; the caller closes them."""
-    opened: list[File] = []
-    try:
-        opened += map(file.open_file, checkpoint.weight_files(path))
-    except BaseException:
-        for one in opened:
-            one.close()
-        raise
-    return opened
+def open_files(path: Path, variant: str | None = None) -> Weights:
+    """The weights of one copy of a model, or of the file itself; the caller closes them."""
+    return selection.open_weights(path, variant)
 
 
-def of_files(model: torch.nn.Module, files: Iterable[File], stack: ExitStack) -> dict[str, list[Piece]]:
+def of_files(model: torch.nn.Module, weights: Weights, stack: ExitStack) -> dict[str, list[Piece]]:
     """The pieces of a model's parameters in open files; the stack keeps what has to be converted of them."""
-    stored = {}
-    for one in files:
-        for name, tensor in one.layout.tensors.items():
-            stored[name] = Stored.of_file(one, tensor)
+    places = weights.places.items()
+    stored = {name: Stored.of_file(one, one.layout.tensors[name]) for name, one in places}
     return names.assign(model, stored, stack)
 
 
