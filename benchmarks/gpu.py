@@ -32,7 +32,7 @@ import torch
 
 from pyendor import cuda, torch_cuda
 from pyendor import numpy as endor_numpy
-from pyendor.cuda import Job, Launch
+from pyendor.cuda import Job, Launch, Memory
 from pyendor.encoded import EncodedTensor
 
 MIB = 1 << 20
@@ -177,7 +177,8 @@ class Sample:
             out = machine.empty(self.dense_nbytes)
             jobs, at, to = [], encoded.data_ptr(), out.data_ptr()
             for one in self.tensors:
-                jobs.append(Job(one.meta, cuda.packed(one.meta, at), to, words.data_ptr()))
+                parts = cuda.packed(one.meta, Memory(at, one.nbytes))
+                jobs.append(Job(one.meta, parts, Memory(to, one.dense_nbytes), words.data_ptr()))
                 at += one.nbytes
                 to += one.dense_nbytes
             launches.append(Launch(jobs))
@@ -260,7 +261,8 @@ def link(machine: Machine, sample: Sample) -> None:
     out, there = machine.empty(sample.dense_nbytes), machine.empty(sample.encoded_nbytes)
     jobs, at, to = [], there.data_ptr(), out.data_ptr()
     for one in sample.tensors:
-        jobs.append(Job(one.meta, cuda.packed(one.meta, at), to))
+        parts = cuda.packed(one.meta, Memory(at, one.nbytes))
+        jobs.append(Job(one.meta, parts, Memory(to, one.dense_nbytes)))
         at += one.nbytes
         to += one.dense_nbytes
     launch = Launch(jobs)

@@ -1,16 +1,22 @@
 """The CUDA decoder: device addresses and a stream in, dense elements in device memory out. No torch here.
 
-Everything is put onto the caller's stream, in the caller's current context: nothing is allocated and
-nothing waits. A tensor's parts (spec 8) and its output are addresses, as ``data_ptr()`` of torch or
-``__cuda_array_interface__`` give them (:mod:`pyendor.dlpack` takes them from arrays); who hands them over
-keeps the memory until the stream has got there. ``meta`` of a job is that of a
+Everything is put onto the caller's stream: nothing is allocated and nothing waits. A tensor's parts (spec 8)
+and its output are :class:`Memory`, addresses as ``data_ptr()`` of torch or ``__cuda_array_interface__`` give
+them, and how many bytes there are (:mod:`pyendor.dlpack` takes them from arrays); who hands them over keeps
+the memory until the stream has got there. ``meta`` of a job is that of a
 :class:`~pyendor.encoded.EncodedTensor`, which ``get_encoded`` of an open file gives.
 
-    job = Job(meta, packed(meta, base), out=dense.data_ptr(), status=word.data_ptr())
-    launch = Launch([job, ...])  # the matrices of a layer: one kernel
-    launch(stream)               # as often as wanted, in a CUDA graph too
-    ...                          # later, when `word` has been copied to the host:
+    parts = packed(meta, Memory(base, nbytes))
+    job = Job(meta, parts, out=Memory(dense.data_ptr(), dense.nbytes), status=word.data_ptr())
+    launch = Launch([job, ...], device=0)  # the matrices of a layer: one kernel
+    launch(stream)                         # as often as wanted, in a CUDA graph too
+    ...                                    # later, when `word` has been copied to the host:
     check(int(word))
+
+``device`` is the number of the device that the memory and the stream are on. The work is done in its primary
+context, that of the CUDA runtime and of PyTorch, from any thread; the thread's current context is left as it
+was. Without a number it is done in the current context, or, in a thread that has none, in the primary context
+of the device that the memory lies on.
 
 Whatever the bytes of the parts are, the kernels stay inside the buffers. The rules are checked on the way
 (B-11): what they find broken they put into a *status word*, 8 bytes of device memory that were 0 before.
@@ -25,11 +31,11 @@ import functools
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pyendor import capi, dtypes, layout
-from pyendor.errors import BackendUnavailableError, FormatError
+from pyendor.errors import BackendUnavailableError, FormatError, quote
 from pyendor.layout import BLOCK, blocks
 from pyendor.metadata import TensorMeta
 
@@ -37,6 +43,7 @@ __all__ = [
     "Fault",
     "Job",
     "Launch",
+    "Memory",
     "available",
     "check",
     "decode",
@@ -55,7 +62,19 @@ except ImportError:  # no compiler was at hand when the package was installed
 DRIVER = "PYENDOR_CUDA_DRIVER"
 
 _NOWHERE = (1 << 64) - 1
-_REFUSED = "the CUDA decoder refuses its arguments: a range or an address makes no sense"
+_REFUSED = "the CUDA decoder refuses its arguments: a size, a range or an address makes no sense"
+
+
+class Memory(NamedTuple):
+    """Memory that a kernel may use.
+
+    Attributes:
+        address: of its first byte, in device memory, or in host memory that the device can use.
+        nbytes: how many bytes there are.
+    """
+
+    address: int
+    nbytes: int
 
 
 class Fault(NamedTuple):
@@ -74,15 +93,13 @@ class Fault(NamedTuple):
 class Job:
     """A range of blocks of one tensor to be decoded, all of them if nothing else is said.
 
-    Addresses are those of device memory, or of host memory that the device can use. Parts and output need no
-    alignment; multiples of 16 are fast.
+    Parts and output need no alignment; multiples of 16 are fast.
 
     Attributes:
         meta: entry of the tensor, of a supported encoding.
-        parts: the address of each part, by role; their lengths are those of B-2, to which the parts of an
-            :class:`~pyendor.encoded.EncodedTensor` are held.
-        out: where the elements go, ``(min(stop * 4096, numel) - first * 4096) * itemsize`` bytes; None to
-            check only.
+        parts: the memory of each part by role, just as many bytes as B-2 says.
+        out: where the elements go, just ``(min(stop * 4096, numel) - first * 4096) * itemsize`` bytes, which
+            overlap no other memory of a launch; None to check only.
         status: the address of a status word, a multiple of 8; None for parts that were checked before. Jobs
             may share one: of their faults that of the lowest block remains.
         first: the block of 4096 elements that the range begins with.
@@ -90,8 +107,8 @@ class Job:
     """
 
     meta: TensorMeta
-    parts: Mapping[str, int]
-    out: int | None
+    parts: Mapping[str, Memory]
+    out: Memory | None
     status: int | None = None
     first: int = 0
     stop: int | None = None
@@ -105,79 +122,95 @@ class Launch:
 
     Args:
         jobs: what is to be decoded; they are copied, the memory that they name is not.
+        device: the number of the device that the memory is on; None for the current context.
 
     Raises:
         BackendUnavailableError: there is no CUDA here (:func:`unavailable` says why).
-        ValueError: a number of a job is negative or too large.
+        ValueError: a part is missing, memory has another size than is needed, overlaps other memory or has
+            no valid address, or the range of blocks is invalid.
     """
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[Job], device: int | None = None) -> None:
         self._cuda = _require()
-        self._count = len(jobs)
-        try:
-            self._jobs = _native.ffi.new("endor_cuda_job[]", [_members(job) for job in jobs])
-        except OverflowError as error:
-            raise ValueError(_REFUSED) from error
+        self._device = _number(self._cuda, device)
+        self._given = [_Given.of(job) for job in jobs]
+        _require_apart(self._given)
+        self._jobs = _native.ffi.new("endor_cuda_job[]", [given.members() for given in self._given])
 
-    def __call__(self, stream: int = 0, outs: Sequence[int] | None = None) -> None:
+    def __call__(self, stream: int = 0, outs: Sequence[Memory] | None = None) -> None:
         """Puts it onto a stream.
 
         Args:
             stream: a ``CUstream`` or ``cudaStream_t`` as a number, such as that of
                 ``torch.cuda.current_stream().cuda_stream``; 0 is the default stream.
-            outs: the addresses of other outputs than those of the jobs, in their order, from now on. Not
-                while another thread launches this.
+            outs: other outputs than those of the jobs, in their order, from now on. Not while another thread
+                launches this.
 
         Raises:
-            ValueError: a job makes no sense. Nothing was launched.
+            ValueError: an output has another size than is needed, or overlaps other memory. Nothing was
+                launched or changed.
             RuntimeError: the driver refused.
-            IndexError: there are more outputs than jobs. Nothing was launched.
+            IndexError: there are more outputs than jobs. Nothing was launched or changed.
         """
-        for i, out in enumerate(outs or ()):
-            self._jobs[i].out = _pointer(out)
+        if outs:
+            self._replace(outs)
         lib, ffi = _native.lib, _native.ffi
         result = ffi.new("int *")
-        status = lib.endor_cuda_decode(
-            self._cuda, self._jobs, self._count, ffi.cast("void *", stream), result
-        )
-        if status == lib.ENDOR_DRIVER:
-            text = ffi.string(lib.endor_cuda_message(self._cuda, result[0])).decode()
-            raise RuntimeError(f"CUDA: {text} (error {result[0]})")
-        if status != lib.ENDOR_OK:
-            raise ValueError(_REFUSED)
+        where = ffi.cast("void *", _address(stream, "the stream"))
+        status = lib.endor_cuda_decode(self._cuda, self._device, self._jobs, len(self._given), where, result)
+        _raise(self._cuda, status, result[0])
+
+    def _replace(self, outs: Sequence[Memory]) -> None:
+        if len(outs) > len(self._given):
+            raise IndexError(f"{len(outs)} outputs for {len(self._given)} jobs")
+        changed = [given.with_out(out) for given, out in zip(self._given, outs, strict=False)]
+        given = changed + self._given[len(changed) :]
+        _require_apart(given)
+        self._given = given
+        for i, one in enumerate(changed):
+            self._jobs[i].out, self._jobs[i].out_size = one.out()
 
 
-def decode(jobs: Sequence[Job], stream: int = 0) -> None:
+def decode(jobs: Sequence[Job], stream: int = 0, device: int | None = None) -> None:
     """Launches jobs once, as :class:`Launch` does.
 
     Args:
         jobs: what is to be decoded.
         stream: a ``CUstream`` or ``cudaStream_t`` as a number; 0 is the default stream.
+        device: the number of the device that the memory and the stream are on; None for the current context.
 
     Raises:
         BackendUnavailableError: there is no CUDA here.
         ValueError: a job makes no sense. Nothing was launched.
         RuntimeError: the driver refused.
     """
-    Launch(jobs)(stream)
+    Launch(jobs, device)(stream)
 
 
-def packed(meta: TensorMeta, base: int) -> dict[str, int]:
-    """The addresses of parts that lie one behind the other, in the order of B-2, from ``base`` on.
+def packed(meta: TensorMeta, memory: Memory) -> dict[str, Memory]:
+    """The parts of a tensor that lie one behind the other in memory, in the order of B-2.
 
     So they lie in a canonical file (W-3), and in device memory that they were copied to in one piece. Where
-    ``base`` is a multiple of 64, all of them are.
+    the memory begins at a multiple of 64, all of them do.
 
     Args:
         meta: entry of the tensor, of a supported encoding.
-        base: the address of the first part.
+        memory: where they lie, from its beginning on.
 
     Returns:
-        Addresses by role, as :class:`Job` takes them.
+        Their memory by role, as :class:`Job` takes it.
+
+    Raises:
+        ValueError: there are fewer bytes than the parts have.
     """
-    specs = layout.part_specs(meta)
-    starts = itertools.accumulate((spec.nbytes for spec in specs), initial=base)
-    return {spec.role: start for spec, start in zip(specs, starts, strict=False)}
+    needed = packed_nbytes(meta)
+    if memory.nbytes < needed:
+        raise ValueError(f"the parts have {needed} bytes, there is memory of {memory.nbytes} bytes")
+    found, at = {}, memory.address
+    for spec in layout.part_specs(meta):
+        found[spec.role] = Memory(at, spec.nbytes)
+        at += spec.nbytes
+    return found
 
 
 def packed_nbytes(meta: TensorMeta) -> int:
@@ -233,20 +266,57 @@ def check(word: int, *, tensor: str | None = None, path: str | None = None) -> N
     raise FormatError(found.rule, capi.FAULTS[found.rule][1] + where, tensor=tensor, path=path)
 
 
-def available() -> bool:
-    """Whether there is a device, and kernels in this build that run on it; found out once."""
-    return unavailable() is None
+def available(device: int | None = None) -> bool:
+    """True if the kernels of this build run on a device.
+
+    Args:
+        device: its number; None for that of the current context, or, in a thread that has none, for any.
+    """
+    return unavailable(device) is None
 
 
-def unavailable() -> str | None:
-    """Why there is no CUDA decoder here; None if there is one."""
+def unavailable(device: int | None = None) -> str | None:
+    """Why the kernels of this build do not run on a device; None if they do.
+
+    The first time that this is asked of a device they are loaded there, which is the only way to know.
+
+    Args:
+        device: its number; None for that of the current context, or, in a thread that has none, for any.
+    """
     if _native is None:
         return "pyendor was installed without its native codec, for which a C compiler is needed"
-    if _opened(os.environ.get(DRIVER)) is not None:
-        return None
-    if not kernels_nbytes():
-        return "pyendor was built without nvcc, and has no CUDA kernels"
-    return "there is no CUDA driver here, no device, or none that the kernels of this build run on"
+    driver = os.environ.get(DRIVER)
+    cuda = _opened(driver)
+    if cuda is None:
+        if not kernels_nbytes():
+            return "pyendor was built without nvcc, and has no CUDA kernels"
+        return "there is no CUDA driver here, or no device"
+    lib = _native.lib
+    if device is None and (current := lib.endor_cuda_current(cuda)) >= 0:
+        device = current
+    if device is not None:
+        return _unloadable(driver, device)
+    reasons = (_unloadable(driver, number) for number in range(lib.endor_cuda_devices(cuda)))
+    found = []
+    for reason in reasons:
+        if reason is None:
+            return None
+        found.append(reason)
+    return "; ".join(found)
+
+
+@functools.cache
+def _unloadable(driver: str | None, device: int) -> str | None:
+    """Why the kernels cannot be loaded on a device; None if they are."""
+    cuda = _opened(driver)
+    if not 0 <= device < _native.lib.endor_cuda_devices(cuda):
+        return f"there is no CUDA device {device}"
+    result = _native.ffi.new("int *")
+    try:
+        _raise(cuda, _native.lib.endor_cuda_load(cuda, device, result), result[0])
+    except RuntimeError as error:
+        return f"the kernels of this build do not run on CUDA device {device}: {error}"
+    return None
 
 
 def kernels_nbytes() -> int:
@@ -254,19 +324,31 @@ def kernels_nbytes() -> int:
     return int(_native.lib.endor_cuda_kernels_size()) if _native is not None else 0
 
 
-def load() -> None:
-    """Loads the kernels into the current context, before the first launch there is captured into a graph.
+def load(device: int | None = None) -> None:
+    """Loads the kernels on a device, before the first launch there is captured into a graph.
 
     Otherwise the first launch does it, which may wait for the device.
 
+    Args:
+        device: its number; None for the current context.
+
     Raises:
         BackendUnavailableError: there is no CUDA here.
-        RuntimeError: the driver refused.
+        ValueError: there is no such device.
+        RuntimeError: the driver refused, as where the kernels of this build do not run on the device.
     """
     cuda, result = _require(), _native.ffi.new("int *")
-    if _native.lib.endor_cuda_load(cuda, result):
-        text = _native.ffi.string(_native.lib.endor_cuda_message(cuda, result[0])).decode()
-        raise RuntimeError(f"CUDA: {text} (error {result[0]})")
+    status = _native.lib.endor_cuda_load(cuda, _number(cuda, device), result)
+    _raise(cuda, status, result[0])
+
+
+def _raise(cuda: Any, status: int, result: int) -> None:
+    """The error that a status stands for, if it is one."""
+    if status == _native.lib.ENDOR_DRIVER:
+        text = _native.ffi.string(_native.lib.endor_cuda_message(cuda, result)).decode()
+        raise RuntimeError(f"CUDA: {text} (error {result})")
+    if status != _native.lib.ENDOR_OK:
+        raise ValueError(_REFUSED)
 
 
 @functools.cache
@@ -278,29 +360,97 @@ def _opened(driver: str | None) -> Any:
 
 
 def _require() -> Any:
-    why = unavailable()
-    if why is not None:
-        raise BackendUnavailableError(f"no CUDA decoder: {why}")
-    return _opened(os.environ.get(DRIVER))
+    """The decoder; whether it has kernels for a device the driver says when they are launched there."""
+    driver = os.environ.get(DRIVER)
+    cuda = _opened(driver) if _native is not None else None
+    if cuda is None:
+        raise BackendUnavailableError(f"no CUDA decoder: {unavailable()}")
+    return cuda
 
 
-def _members(job: Job) -> tuple[Any, ...]:
-    """The members of an ``endor_cuda_job``."""
-    meta = job.meta
-    nbytes = {spec.role: spec.nbytes for spec in layout.part_specs(meta)}
-    parts = [(_pointer(job.parts.get(role)), nbytes.get(role, 0)) for role in capi.ROLES]
-    stop = blocks(meta.numel) if job.stop is None else job.stop
-    size = max(0, min(stop * BLOCK, meta.numel) - job.first * BLOCK) * dtypes.BY_NAME[meta.dtype].itemsize
-    return (
-        capi.tensor(meta),
-        tuple(itertools.chain.from_iterable(parts)),
-        job.first,
-        stop,
-        _pointer(job.out),
-        size if job.out else 0,
-        _native.ffi.cast("uint64_t *", job.status or 0),
-    )
+def _number(cuda: Any, device: int | None) -> int:
+    """The number of a device as C takes it."""
+    if device is None:
+        return int(_native.lib.ENDOR_CUDA_CURRENT)
+    there = _native.lib.endor_cuda_devices(cuda)
+    if not 0 <= device < there:
+        raise ValueError(f"there is no CUDA device {device}; there are {there}, the first is 0")
+    return int(device)
 
 
-def _pointer(address: int | None) -> Any:
-    return _native.ffi.cast("void *", address or 0)
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A job, checked: what it needs and what it has."""
+
+    job: Job
+    memory: dict[str, Memory]
+    stop: int
+    size: int
+
+    @classmethod
+    def of(cls, job: Job) -> _Given:
+        meta = job.meta
+        there = blocks(meta.numel)
+        stop = there if job.stop is None else job.stop
+        if not 0 <= job.first <= stop <= there:
+            raise ValueError(f"there are no blocks {job.first} to {stop}: the tensor has {there}")
+        specs = {spec.role: spec.nbytes for spec in layout.part_specs(meta)}
+        if job.parts.keys() != specs.keys():
+            named = [", ".join(sorted(roles)) or "none" for roles in (job.parts, specs)]
+            raise ValueError(f"the parts given are {named[0]}; those of this encoding are {named[1]}")
+        memory = {
+            role: _checked(job.parts[role], size, f"part {quote(role)}") for role, size in specs.items()
+        }
+        elements = max(0, min(stop * BLOCK, meta.numel) - job.first * BLOCK)
+        if job.status is not None and _address(job.status, "the status word") % 8:
+            raise ValueError(f"the status word is at {job.status:#x}, which is no multiple of 8")
+        given = cls(job, memory, stop, elements * dtypes.BY_NAME[meta.dtype].itemsize)
+        return given if job.out is None else given.with_out(job.out)
+
+    def with_out(self, out: Memory) -> _Given:
+        """The same with another output."""
+        return replace(self, job=replace(self.job, out=_checked(out, self.size, "the output")))
+
+    def out(self) -> tuple[Any, int]:
+        """Where the elements go, and how many bytes there are."""
+        address, nbytes = self.job.out or (0, 0)
+        return _native.ffi.cast("void *", address), nbytes if address else 0
+
+    def members(self) -> tuple[Any, ...]:
+        """The members of an ``endor_cuda_job``."""
+        parts = [self.memory.get(role, Memory(0, 0)) for role in capi.ROLES]
+        pairs = [(_native.ffi.cast("void *", address), nbytes) for address, nbytes in parts]
+        word = _native.ffi.cast("uint64_t *", self.job.status or 0)
+        parts_member = tuple(itertools.chain.from_iterable(pairs))
+        return capi.tensor(self.job.meta), parts_member, self.job.first, self.stop, *self.out(), word
+
+
+def _checked(memory: Memory, needed: int, what: str) -> Memory:
+    """Memory of just that size, at an address that there is."""
+    address, nbytes = memory
+    if nbytes != needed:
+        raise ValueError(f"{what} has {nbytes} bytes, expected {needed}")
+    if nbytes and (not address or _address(address, what) + nbytes > _NOWHERE):
+        raise ValueError(f"{what} is at address {address:#x}, where there cannot be {nbytes} bytes")
+    return Memory(address, nbytes) if nbytes else Memory(0, 0)
+
+
+def _address(number: int, what: str) -> int:
+    if not 0 <= number <= _NOWHERE:
+        raise ValueError(f"{what} is at {number}, which is no address")
+    return number
+
+
+def _require_apart(jobs: Sequence[_Given]) -> None:
+    """Raises ValueError if what is written overlaps what is read or written otherwise."""
+    read = [memory for given in jobs for memory in given.memory.values() if memory.nbytes]
+    words = [Memory(word, 8) for word in {given.job.status for given in jobs} if word]
+    outs = [given.job.out for given in jobs if given.job.out and given.job.out.nbytes]
+    spans = [(one, kind) for kind, ones in enumerate((read, words, outs)) for one in ones]
+    ends = [0, 0, 0]  # of what is read, of status words and of outputs that begin before
+    for (start, nbytes), kind in sorted(spans):
+        # What is only read may overlap, status words are shared or apart.
+        if start < max(ends[1:] if kind == 0 else (ends[0], ends[2]) if kind == 1 else ends):
+            what = ("a part", "a status word", "an output")[kind]
+            raise ValueError(f"{what} at {start:#x} overlaps other memory of the launch that is written")
+        ends[kind] = max(ends[kind], start + nbytes)

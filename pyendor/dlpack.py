@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyendor import cuda, layout
-from pyendor.cuda import Job
+from pyendor.cuda import Job, Memory
 from pyendor.metadata import TensorMeta
 
 __all__ = ["Borrowed", "borrow", "decode"]
 
-# kDLCUDA, kDLCUDAHost, kDLCUDAManaged: what kernels can read and write.
+# kDLCUDA, kDLCUDAHost, kDLCUDAManaged: what kernels can read and write; the latter two those of any device.
 DEVICES = frozenset({2, 3, 13})
+_ONE_DEVICE = 2
 _LEGACY_STREAM = 1  # what the protocol calls CUDA's default stream
+_WORD = 8  # bytes of a status word
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Borrowed:
     """Memory of an array, which stays as long as this is kept.
 
     Attributes:
-        address: of its first element, as a number; what :class:`pyendor.cuda.Job` takes.
+        address: of its first element, as a number.
         nbytes: how many bytes there are, one behind the other.
         device: type and number, as ``__dlpack_device__`` of the array API says.
         keep: what keeps it alive.
@@ -42,6 +44,11 @@ class Borrowed:
     nbytes: int
     device: tuple[int, int]
     keep: Any
+
+    @property
+    def memory(self) -> Memory:
+        """The same for :class:`pyendor.cuda.Job`."""
+        return Memory(self.address, self.nbytes)
 
 
 def borrow(array: Any, stream: int = 0) -> Borrowed:
@@ -82,7 +89,8 @@ def decode(
 ) -> None:
     """Launches the decoding of one tensor.
 
-    Arrays are contiguous, of any dtype and shape: bytes count.
+    Arrays are contiguous, of any dtype and shape: bytes count. Those in device memory are all on one device,
+    which decodes them, whatever device is current.
 
     Args:
         meta: entry of the tensor, of a supported encoding.
@@ -97,38 +105,50 @@ def decode(
             there.
 
     Raises:
-        ValueError: an array has another size, is not contiguous, or not where kernels can reach it; the range
-            makes no sense.
+        ValueError: an array has another size, is not contiguous, not where kernels can reach it, or on
+            another device than the others; ``out`` or ``status`` overlap other memory; the range is invalid.
         KeyError: a part is missing.
         AttributeError: an array has no ``__dlpack__``.
         BackendUnavailableError: there is no CUDA here.
         RuntimeError: the driver refused.
     """
-    specs = {spec.role: spec.nbytes for spec in layout.part_specs(meta)}
     if isinstance(parts, Mapping):
-        lent = {role: borrow(parts[role], stream) for role in specs}
-        addresses = {role: one.address for role, one in lent.items()}
-        fits = all(lent[role].nbytes == nbytes for role, nbytes in specs.items())
+        lent = {spec.role: borrow(parts[spec.role], stream) for spec in layout.part_specs(meta)}
+        memory = {role: one.memory for role, one in lent.items()}
     else:
-        lent = {"all": borrow(parts, stream)}
-        addresses = cuda.packed(meta, lent["all"].address)
-        fits = lent["all"].nbytes == sum(specs.values())
-    last = layout.blocks(meta.numel) if stop is None else stop
-    elements = max(0, min(last * layout.BLOCK, meta.numel) - first * layout.BLOCK)
-    size = elements * layout.dense_nbytes(meta.dtype, (1,))
+        lent = {"values": borrow(parts, stream)}
+        memory = cuda.packed(meta, lent["values"].memory)
+        if lent["values"].nbytes != cuda.packed_nbytes(meta):
+            found = f"the parts have {lent['values'].nbytes} bytes"
+            raise ValueError(f"{found}, expected {cuda.packed_nbytes(meta)}")
     to = borrow(out, stream) if out is not None else None
     word = borrow(status, stream) if status is not None else None
-    if not fits or (to is not None and to.nbytes != size) or (word is not None and word.nbytes != 8):
-        raise ValueError("an array has not the size that the metadata says")
+    if word is not None and word.nbytes != _WORD:
+        raise ValueError(f"status has {word.nbytes} bytes, expected {_WORD}")
+    others = {"out": to, "status": word}
+    device = _device({**lent, **{name: one for name, one in others.items() if one is not None}})
     job = Job(
         meta,
-        addresses,
-        None if to is None else to.address,
+        memory,
+        None if to is None else to.memory,
         None if word is None else word.address,
         first,
-        last,
+        stop,
     )
-    cuda.decode([job], stream)
+    cuda.decode([job], stream, device)
+
+
+def _device(arrays: Mapping[str, Borrowed]) -> int | None:
+    """The number of the device that arrays are on; None if they are all in memory that any device reaches.
+
+    Raises:
+        ValueError: they are on several.
+    """
+    numbers = {name: one.device[1] for name, one in arrays.items() if one.device[0] == _ONE_DEVICE}
+    if len(set(numbers.values())) > 1:
+        where = ", ".join(f"{name} on {number}" for name, number in numbers.items())
+        raise ValueError(f"the arrays are on several CUDA devices: {where}")
+    return next(iter(numbers.values()), None)
 
 
 class _Tensor(ctypes.Structure):

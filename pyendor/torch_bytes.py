@@ -42,6 +42,31 @@ def to_bytes(tensor: Tensor) -> Bytes:
     return array
 
 
+def memory_of(tensor: Tensor, what: str) -> tuple[int, int]:
+    """Address and number of bytes of a tensor whose elements lie one behind the other in memory, as they are.
+
+    Args:
+        tensor: on any device.
+        what: names it, for errors.
+
+    Raises:
+        ValueError: they do not; or the tensor's storage has been taken away or made smaller.
+    """
+    if tensor.layout != torch.strided or not tensor.is_contiguous():
+        raise ValueError(f"{what} must be a contiguous tensor; its strides are {_strides(tensor)}")
+    if tensor.is_conj() or tensor.is_neg():
+        raise ValueError(f"{what} is a conjugated or negated view: resolve it first, its memory is another")
+    nbytes = tensor.numel() * tensor.element_size()
+    held = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.element_size()
+    if nbytes > held:
+        raise ValueError(f"{what} has {nbytes} bytes, and its storage only {max(0, held)}")
+    return (tensor.data_ptr(), nbytes) if nbytes else (0, 0)
+
+
+def _strides(tensor: Tensor) -> str:
+    return str(list(tensor.stride())) if tensor.layout == torch.strided else str(tensor.layout)
+
+
 def from_bytes(data: Bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     """Bytes as a tensor, which keeps them."""
     if data.size == 0:

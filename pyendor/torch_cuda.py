@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +19,11 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyendor import cuda, file, layout, parallel
-from pyendor.cuda import Job, Launch
+from pyendor.cuda import Job, Launch, Memory
+from pyendor.errors import quote
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
+from pyendor.torch_bytes import memory_of
 
 # The type of the devices that are decoded on. Tests make it "cpu", with a driver that works there.
 DEVICE = "cuda"
@@ -28,45 +32,78 @@ SLOTS = 3
 SLOT = 32 << 20  # bytes of pinned memory in each
 PIECE = 4 << 20  # what one thread reads at a time
 
-# Launches for parts that have been decoded without a fault, by their first part. They are not checked again:
-# to hear of a fault the host has to wait for the device.
+
+@dataclass(frozen=True)
+class _Known:
+    """Parts that have been decoded without a fault, and how to do it again.
+
+    Attributes:
+        meta: their entry.
+        memory: where they lay.
+        parts: the tensors, to tell whether they are still the same.
+        launch: decodes them.
+    """
+
+    meta: TensorMeta
+    memory: Mapping[str, Memory]
+    parts: tuple[weakref.ref[Tensor], ...]
+    launch: Launch
+
+    def fits(self, meta: TensorMeta, memory: Mapping[str, Memory], parts: Mapping[str, Tensor]) -> bool:
+        """True if these are the parts."""
+        same = all(ref() is part for ref, part in zip(self.parts, parts.values(), strict=False))
+        return same and (self.meta, self.memory) == (meta, memory)
+
+
+# By their first part. They are not checked again: to hear of a fault the host has to wait for the device.
 _checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 _lock = threading.Lock()
 
 
 def usable(device: torch.device) -> bool:
-    """Whether tensors on a device are decoded there."""
-    return device.type == DEVICE and cuda.available()
+    """True if tensors on a device are decoded there: the kernels of this build have been loaded on it."""
+    if device.type != DEVICE or (device.type == "cuda" and not torch.cuda.is_available()):
+        return False
+    return cuda.available(_number(device))
 
 
 def decode(parts: Mapping[str, Tensor], meta: TensorMeta, out: Tensor) -> None:
-    """Decodes parts into a contiguous tensor on the same device, on the current stream.
+    """Decodes parts into a tensor on the same device, on the current stream.
 
     The first time it waits for the end, and raises what is wrong with the parts. After that they are taken to
     be unchanged, and nothing is waited for, so that it can be captured into a CUDA graph.
 
     Raises:
         FormatError: the parts break a rule. What is in ``out`` then means nothing.
+        ValueError: a part is missing; a tensor has another size than is needed, is on another device or not
+            contiguous; or ``out`` overlaps a part.
         RuntimeError: a graph is being captured and the parts are not checked yet; or the driver refuses.
     """
+    device = out.device
+    for role, part in parts.items():
+        if part.device != device:
+            raise ValueError(f"part {quote(role)} is on {part.device}, out is on {device}")
+    memory = {role: Memory(*memory_of(part, f"part {quote(role)}")) for role, part in parts.items()}
+    to = Memory(*memory_of(out, "out"))
     key = next(iter(parts.values()))
-    addresses = {role: part.data_ptr() for role, part in parts.items()}
-    with _on(out.device):
-        stream = _stream(out.device)
+    with _on(device):
+        stream = _stream(device)
         with _lock:
             known = _checked.get(key)  # type: ignore[no-untyped-call]
-            if known is not None and known[0] == (meta, addresses):
-                known[1](stream, [out.data_ptr()])
+            if known is not None and known.fits(meta, memory, parts):
+                known.launch(stream, [to])
                 return
-        if out.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 "a CUDA graph is captured of a tensor that is not checked yet: decode it once before"
             )
-        word = torch.zeros(1, dtype=torch.int64, device=out.device)
-        cuda.decode([Job(meta, addresses, out.data_ptr(), word.data_ptr())], stream)
+        number = _number(device)
+        word = torch.zeros(1, dtype=torch.int64, device=device)
+        cuda.decode([Job(meta, memory, to, word.data_ptr())], stream, number)
         cuda.check(int(word))
+        refs = tuple(weakref.ref(part) for part in parts.values())
         with _lock:
-            _checked[key] = ((meta, addresses), Launch([Job(meta, addresses, out.data_ptr())]))
+            _checked[key] = _Known(meta, memory, refs, Launch([Job(meta, memory, to)], number))
 
 
 def load(
@@ -88,10 +125,10 @@ def load(
         FormatError: the file breaks a rule.
     """
     with _on(device):
-        ring, stream = _Ring(device), _stream(device)
+        ring, stream, number = _Ring(device), _stream(device), _number(device)
         words = torch.zeros(max(1, len(tensors)), dtype=torch.int64, device=device)
         dense = {}
-        for number, (name, (dtype, shape)) in enumerate(tensors.items()):
+        for place, (name, (dtype, shape)) in enumerate(tensors.items()):
             tensor = opened.tensor(name)
             out = torch.empty(tuple(shape), dtype=dtype, device=device)
             flat = out.reshape(-1).view(torch.uint8)
@@ -100,10 +137,11 @@ def load(
             else:
                 encoded = torch.empty(tensor.stored_nbytes, dtype=torch.uint8, device=device)
                 ring.copy(_pieces(opened, tensor, verify), encoded)
-                addresses = cuda.packed(tensor.meta, encoded.data_ptr())
-                job = Job(tensor.meta, addresses, flat.data_ptr(), words[number:].data_ptr())
-                cuda.decode([job], stream)
+                parts = cuda.packed(tensor.meta, Memory(*memory_of(encoded, name)))
+                job = Job(tensor.meta, parts, Memory(*memory_of(flat, name)), words[place:].data_ptr())
+                cuda.decode([job], stream, number)
             dense[name] = out
+        ring.finish()
         for name, word in zip(dense, words.tolist(), strict=False):
             if word:
                 # What comes first, and where in the file, the codec of the CPU says.
@@ -177,6 +215,13 @@ class _Ring:
         self._used += memory.numel()
         return memory
 
+    def finish(self) -> None:
+        """Waits until the current stream has got to here."""
+        if self._real:
+            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            event.record()
+            event.synchronize()
+
     def _turn(self) -> None:
         """Goes on to the next slot, and waits until what was copied from it has arrived."""
         if self._real and self._slot >= 0:
@@ -184,7 +229,8 @@ class _Ring:
         self._slot, self._used = (self._slot + 1) % SLOTS, 0
         if len(self._slots) < SLOTS:
             self._slots.append(torch.empty(SLOT, dtype=torch.uint8, pin_memory=self._real))
-            event: Any = torch.cuda.Event
+            # The host sleeps until it comes, and does not spin: threads that read need the processors.
+            event: Any = functools.partial(torch.cuda.Event, blocking=True)
             self._copied.append(event() if self._real else None)
         elif self._real:
             self._copied[self._slot].synchronize()
@@ -193,6 +239,13 @@ class _Ring:
 def _on(device: torch.device) -> AbstractContextManager[object]:
     """Makes a device the current one."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _number(device: torch.device) -> int:
+    """The number of a device, as the driver has it; without one in its name, that of the current device."""
+    if device.type != "cuda":
+        return 0
+    return device.index if device.index is not None else torch.cuda.current_device()
 
 
 def _stream(device: torch.device) -> int:

@@ -9,25 +9,30 @@ from torch import Tensor
 
 from pyendor import layout, metadata, openmp, torch_cuda
 from pyendor.encoded import EncodedTensor
-from pyendor.errors import FormatError
+from pyendor.errors import FormatError, quote
 from pyendor.metadata import TensorMeta
-from pyendor.torch_bytes import from_bytes, to_bytes
+from pyendor.torch_bytes import dtype_of, from_bytes, memory_of, to_bytes
 
 
 def _decode(parts: Sequence[Tensor], meta: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     entry, named = _parsed(parts, meta)
-    if torch_cuda.usable(parts[0].device):
-        out = torch.empty(tuple(shape), dtype=dtype, device=parts[0].device)
+    _require_type(entry, tuple(shape), dtype)
+    device = named["values"].device
+    if torch_cuda.usable(device):
+        out = torch.empty(tuple(shape), dtype=dtype, device=device)
         _decode_there(named, entry, out)
         return out
     with openmp.used():
         dense = encoded(entry, named).decode()
-    return from_bytes(dense, dtype, shape).to(parts[0].device)
+    return from_bytes(dense, dtype, shape).to(device)
 
 
 def _decode_into(parts: Sequence[Tensor], meta: str, out: Tensor) -> None:
     entry, named = _parsed(parts, meta)
-    if torch_cuda.usable(parts[0].device) and out.device == parts[0].device:
+    _require_type(entry, tuple(out.shape), out.dtype)
+    device = named["values"].device
+    _require_apart(named, out)
+    if torch_cuda.usable(device) and out.device == device:
         _decode_there(named, entry, out)
     elif out.device.type == "cpu":
         with openmp.used():
@@ -51,9 +56,41 @@ def encoded(meta: TensorMeta, parts: Mapping[str, Tensor], name: str = "") -> En
 
 
 def _parsed(parts: Sequence[Tensor], meta: str) -> tuple[TensorMeta, dict[str, Tensor]]:
+    """The entry of a tensor, and its parts by role, as many bytes as B-2 says, all on one device.
+
+    Raises:
+        ValueError: the parts are not like that.
+    """
     entry = metadata.parse_entry(meta)
-    roles = (spec.role for spec in layout.part_specs(entry))
-    return entry, dict(zip(roles, parts, strict=True))
+    specs = layout.part_specs(entry)
+    if len(parts) != len(specs):
+        roles = ", ".join(spec.role for spec in specs)
+        raise ValueError(f"{len(parts)} parts were given; those of this encoding are {roles}")
+    named = {spec.role: part for spec, part in zip(specs, parts, strict=True)}
+    for spec in specs:
+        part, what = named[spec.role], f"part {quote(spec.role)}"
+        _, nbytes = memory_of(part, what)
+        if nbytes != spec.nbytes:
+            raise ValueError(f"{what} has {nbytes} bytes, expected {spec.nbytes}")
+        if part.device != parts[0].device:
+            raise ValueError(f"{what} is on {part.device}, other parts are on {parts[0].device}")
+    return entry, named
+
+
+def _require_type(meta: TensorMeta, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    expected = dtype_of(meta)
+    if (shape, dtype) != (meta.shape, expected):
+        found = f"out is a {dtype} tensor of shape {list(shape)}"
+        raise ValueError(f"{found}, expected {expected} of shape {list(meta.shape)}")
+
+
+def _require_apart(parts: Mapping[str, Tensor], out: Tensor) -> None:
+    """Raises ValueError if the output cannot be written to, or overlaps a part."""
+    start, size = memory_of(out, "out")
+    for role, part in parts.items():
+        first, nbytes = memory_of(part, role)
+        if part.device == out.device and first < start + size and start < first + nbytes:
+            raise ValueError(f"out overlaps part {quote(role)} in memory")
 
 
 # Operators, so that torch.compile keeps them in a graph as they are.

@@ -13,7 +13,7 @@ import pytest
 from conftest import ENCODABLE, ROOT, SPLITTABLE, encode, encodings, some_floats, sparse_bytes
 
 from pyendor import backends, checkpoint, cuda, dlpack, dtypes, layout, native, reference
-from pyendor.cuda import Fault, Job
+from pyendor.cuda import Fault, Job, Memory
 from pyendor.dtypes import DType
 from pyendor.errors import FormatError, PartError
 from pyendor.metadata import TensorMeta
@@ -52,9 +52,10 @@ def decoded(
     out = there(np.full(elements * dtypes.BY_NAME[meta.dtype].itemsize, 0x5A, np.uint8), offset)
     words = torch.zeros(1, dtype=torch.int64, device="cuda")
     held = {role: there(part, offset) for role, part in parts.items()}
-    addresses = {role: part.data_ptr() for role, part in held.items()}
+    places = {role: Memory(part.data_ptr(), part.numel()) for role, part in held.items()}
+    to = Memory(out.data_ptr(), out.numel())
     stream = torch.cuda.current_stream().cuda_stream
-    cuda.decode([Job(meta, addresses, out.data_ptr(), words.data_ptr(), first, stop)], stream)
+    cuda.decode([Job(meta, places, to, words.data_ptr(), first, stop)], stream)
     return cuda.fault(int(words)) or bytes(out.cpu().numpy())
 
 

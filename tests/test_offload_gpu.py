@@ -138,17 +138,19 @@ class Streams:
 class Launch:
     """Kernels, played: jobs decoded by the codec of the CPU, from addresses, when the stream gets there."""
 
-    def __init__(self, jobs: list[cuda.Job]) -> None:
+    def __init__(self, jobs: list[cuda.Job], device: int | None = None) -> None:
+        assert device is None
         self._jobs = jobs
 
     def __call__(self, stream: int = 0) -> None:
         assert stream == 7
         for job in self._jobs:
             specs = cuda.layout.part_specs(job.meta)
-            parts = {spec.role: at(job.parts[spec.role], spec.nbytes).copy() for spec in specs}
+            parts = {spec.role: at(*job.parts[spec.role]).copy() for spec in specs}
+            assert [part.size for part in parts.values()] == [spec.nbytes for spec in specs]
             assert job.out is not None
             assert job.status is not None
-            out = at(job.out, job.meta.numel * cuda.dtypes.BY_NAME[job.meta.dtype].itemsize)
+            out = at(*job.out)
             try:
                 backends.get().decode(job.meta, parts, out)
             except PartError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,14 @@ from pyendor.torch_tensor import EndorTensor  # noqa: E402
 
 if not native.available():
     pytest.skip("pyendor was installed without a C compiler", allow_module_level=True)
+
+
+@pytest.fixture(params=["device", "host"])
+def codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The codec by which an operator decodes: that of the device, or that of the CPU."""
+    if request.param == "host":
+        monkeypatch.setattr(torch_cuda, "DEVICE", "none")
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -194,3 +203,158 @@ def test_threads_share_what_is_checked() -> None:
     with ThreadPoolExecutor(4) as pool:
         outs = list(pool.map(lambda _: tensor.decode(out=torch.empty_like(dense)), range(8)))
     assert all(torch.equal(out, dense) for out in outs)
+
+
+def operands(name: str = "bf16") -> tuple[dict[str, Any], str, Any, Any]:
+    """Parts by role, the text of the entry, the dense tensor and one to decode into."""
+    dense = weights()[name]
+    tensor = EndorTensor.from_dense(dense)
+    return dict(tensor.parts), metadata.entry_text(tensor.meta), dense, torch.empty_like(dense)
+
+
+def into(parts: dict[str, Any], about: str, out: Any) -> None:
+    torch.ops.endor.decode_into(list(parts.values()), about, out)
+
+
+def changed(part: Any) -> list[Any]:
+    """A part as it must not be, each of the right bytes as far as it goes."""
+    apart = torch.empty(2 * part.numel(), dtype=torch.uint8)[::2]
+    apart.copy_(part)
+    short = part.clone()
+    short.untyped_storage().resize_(part.numel() - 1)
+    gone = part.clone()
+    gone.untyped_storage().resize_(0)
+    return [part[:-1], part[64:], torch.cat([part, part[:1]]), part[:0], apart, short, gone]
+
+
+@pytest.mark.usefixtures("codec")
+@pytest.mark.parametrize("name", ["bf16", "f32", "whole"])
+def test_parts_are_of_the_size_that_they_need(name: str) -> None:
+    parts, about, dense, out = operands(name)
+    into(parts, about, out)
+    assert torch.equal(out, dense)
+    for role, part in parts.items():
+        for wrong in changed(part) if part.numel() else [torch.zeros(64, dtype=torch.uint8)]:
+            given = parts | {role: wrong}
+            with pytest.raises(ValueError, match=f"part '{role}' "):
+                into(given, about, out)
+            with pytest.raises(ValueError, match=f"part '{role}' "):
+                torch.ops.endor.decode(list(given.values()), about, dense.shape, dense.dtype)
+    for few in (list(parts.values())[:-1], [*parts.values(), out], []):
+        with pytest.raises(ValueError, match="parts were given"):
+            torch.ops.endor.decode_into(few, about, out)
+    # Bytes count, not their type.
+    into(parts | {"index": parts["index"].view(torch.int64)}, about, out)
+    assert torch.equal(out, dense)
+
+
+@pytest.mark.usefixtures("codec")
+def test_outputs_are_of_the_size_that_they_need() -> None:
+    parts, about, dense, _ = operands()
+    rows, columns = dense.shape
+    for shape, dtype in (
+        ((rows - 1, columns), dense.dtype),
+        ((columns, rows), dense.dtype),
+        ((rows, columns), torch.float16),
+        ((rows, columns), torch.uint8),
+        ((0,), dense.dtype),
+        ((rows, 1 << 40), dense.dtype),
+    ):
+        with pytest.raises(ValueError, match=r"expected torch\.bfloat16 of shape"):
+            torch.ops.endor.decode(list(parts.values()), about, shape, dtype)
+        if shape[-1] < 1 << 30:
+            with pytest.raises(ValueError, match=r"expected torch\.bfloat16 of shape"):
+                into(parts, about, torch.empty(shape, dtype=dtype))
+    wide = torch.zeros(rows, 2 * columns, dtype=dense.dtype)
+    for wrong in (wide[:, :columns], wide[:, ::2], torch.empty(columns, rows, dtype=dense.dtype).t()):
+        with pytest.raises(ValueError, match="out must be a contiguous tensor"):
+            into(parts, about, wrong)
+    taken = torch.empty_like(dense)
+    taken.untyped_storage().resize_(100)
+    with pytest.raises(ValueError, match="its storage only 100"):
+        into(parts, about, taken)
+    assert not wide.any()
+    # A tensor may begin anywhere in its storage.
+    into(parts, about, wide.view(-1)[77 : 77 + dense.numel()].view(rows, columns))
+    assert torch.equal(wide.view(-1)[77 : 77 + dense.numel()].view(rows, columns), dense)
+    assert not wide.view(-1)[77 + dense.numel() :].any()
+
+
+def test_views_that_only_seem_to_be_their_memory() -> None:
+    dense = weights()["f32"]
+    tensor = EndorTensor.from_dense(dense)
+    with pytest.raises(ValueError, match="out is a conjugated or negated view"):
+        torch_cuda.decode(tensor.parts, tensor.meta, torch._neg_view(torch.zeros_like(dense)))
+    negative = {"values": torch._neg_view(tensor.parts["values"].view(torch.int8))}
+    with pytest.raises(ValueError, match="part 'values' is a conjugated or negated view"):
+        torch_cuda.decode(tensor.parts | negative, tensor.meta, torch.zeros_like(dense))
+
+
+@pytest.mark.usefixtures("codec")
+def test_an_output_among_the_parts() -> None:
+    parts, about, dense, _ = operands()
+    nbytes = dense.numel() * 2
+    for role, part in parts.items():
+        memory = torch.zeros(nbytes + part.numel(), dtype=torch.uint8)
+        memory[nbytes - 2 : nbytes - 2 + part.numel()] = part
+        given = parts | {role: memory[nbytes - 2 : nbytes - 2 + part.numel()]}
+        if not part.numel():
+            continue
+        with pytest.raises(ValueError, match=f"out overlaps part '{role}'"):
+            into(given, about, memory[:nbytes].view(dense.dtype).view(dense.shape))
+
+
+def test_the_decoder_checks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = weights()["bf16"]
+    tensor = EndorTensor.from_dense(dense)
+    parts, out = tensor.parts, torch.empty_like(dense)
+    for wrong in (
+        {"values": parts["values"]},
+        parts | {"values": parts["values"][:-64]},
+        parts | {"more": out},
+    ):
+        with pytest.raises(ValueError, match="part"):
+            torch_cuda.decode(wrong, tensor.meta, out)
+    with pytest.raises(ValueError, match="the output has"):
+        torch_cuda.decode(parts, tensor.meta, out[1:])
+    elsewhere = parts | {"index": parts["index"].to("meta")}
+    with pytest.raises(ValueError, match="part 'index' is on meta, out is on cpu"):
+        torch_cuda.decode(elsewhere, tensor.meta, out)
+    torch_cuda.decode(parts, tensor.meta, out)
+    # Known now; what is given is checked all the same.
+    with pytest.raises(ValueError, match="the output has"):
+        torch_cuda.decode(parts, tensor.meta, out[1:])
+    with pytest.raises(ValueError, match="'index' has"):
+        torch_cuda.decode(parts | {"index": parts["index"][:-8]}, tensor.meta, out)
+
+
+def test_other_tensors_at_the_same_place_are_checked_anew() -> None:
+    dense = weights()["bf16"]
+    tensor = EndorTensor.from_dense(dense)
+    parts, out = tensor.parts, torch.empty_like(dense)
+    torch_cuda.decode(parts, tensor.meta, out)
+    index = parts["index"]
+    again = index.view(-1)  # as a tensor that was given the memory of one that is gone
+    again[9] ^= 1
+    assert again.data_ptr() == index.data_ptr()
+    with pytest.raises(FormatError):
+        torch_cuda.decode(parts | {"index": again}, tensor.meta, out)
+
+
+def test_a_device_without_kernels_is_decoded_for_by_the_cpu(
+    simt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "libsimt.so"
+    shutil.copy(simt, own)
+    monkeypatch.setenv(cuda.DRIVER, str(own))
+    monkeypatch.setenv("ENDOR_SIMT_DEVICES", "2")
+    monkeypatch.setenv("ENDOR_SIMT_WITHOUT", "1")
+    monkeypatch.setattr(cuda.Launch, "__init__", None)  # nothing is launched
+    dense = weights()["bf16"]
+    tensor = EndorTensor.from_dense(dense)
+    for number in (0, 1):
+        monkeypatch.setattr(torch_cuda, "_number", lambda device, number=number: number)
+        assert torch_cuda.usable(torch.device("cpu")) == (number == 0)
+    assert same(tensor.decode(), dense)
+    ours.save_file({"x": dense}, tmp_path / "w")
+    assert same(ours.load_file(tmp_path / "w")["x"], dense)

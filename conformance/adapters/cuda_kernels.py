@@ -17,7 +17,7 @@ import pyendor_codec
 from contract import Answer, serve
 
 from pyendor import backends, cuda, dtypes, layout
-from pyendor.cuda import Job
+from pyendor.cuda import Job, Memory
 from pyendor.errors import PartError
 from pyendor.layout import BLOCK, Bytes
 from pyendor.metadata import TensorMeta
@@ -39,9 +39,9 @@ class Kernels:
     ) -> None:
         """A range of blocks, checked and decoded."""
         word = np.zeros(1, np.int64)
-        addresses = {role: part.ctypes.data for role, part in parts.items()}
-        to = None if out is None else out.ctypes.data
-        cuda.decode([Job(meta, addresses, to, word.ctypes.data, first, stop)])
+        memory = {role: Memory(part.ctypes.data, part.nbytes) for role, part in parts.items()}
+        to = None if out is None else Memory(out.ctypes.data, out.nbytes)
+        cuda.decode([Job(meta, memory, to, word.ctypes.data, first, stop)])
         fault = cuda.fault(int(word[0]))
         if fault is not None:
             raise PartError(fault.rule, f"block {fault.block}", "values", 0)

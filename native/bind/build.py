@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 # Each with how its declarations begin, and the constants of the preprocessor that are wanted.
 HEADERS = {
     "include/endor.h": ("typedef enum endor_status", ["ENDOR_STREAM"]),
-    "include/endor_cuda.h": ("typedef struct endor_cuda ", ["ENDOR_CUDA_JOBS"]),
+    "include/endor_cuda.h": ("typedef struct endor_cuda ", ["ENDOR_CUDA_JOBS", "ENDOR_CUDA_CURRENT"]),
     "bind/team.h": ("typedef void (*endor_start)", []),
 }
 

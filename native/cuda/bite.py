@@ -122,6 +122,36 @@ FAULTS = (
         "place / 32);\n        unsigned rank",
         "place / 64);\n        unsigned rank",
     ),
+    Fault(
+        "sizes of parts are not looked at",
+        "host.c",
+        "memcmp(sizes, t->sizes, sizeof sizes) != 0 || ",
+        "",
+    ),
+    Fault(
+        "the size of the output is not looked at",
+        "host.c",
+        "job->out_size != (job->out != NULL ? size : 0) || ",
+        "",
+    ),
+    Fault("buffers may be nowhere", "host.c", "spans[i].start == 0 || ", ""),
+    Fault(
+        "buffers may pass the end of memory",
+        "host.c",
+        " || spans[i].size > UINT64_MAX - spans[i].start",
+        "",
+    ),
+    Fault("the output may be in a part", "host.c", "int written = 5;", "int written = 6;"),
+    Fault("a status word may be in a part", "host.c", "written < 7;", "written < 6;"),
+    Fault("there may be no context", "host.c", "*result = device_of(cuda, jobs, count, &device);", ";"),
+    Fault("a device's context is not entered", "host.c", "result = cuda->driver.push(context);", ";"),
+    Fault("the caller's context is not put back", "host.c", "cuda->driver.pop(&context) : 0", "0 : 0"),
+    Fault(
+        "kernels are taken to be loaded",
+        "host.c",
+        "*result = cuda->driver.find_function(&function, cuda->kernels[i]);",
+        "function = NULL;",
+    ),
     Fault("too little shared memory", "table.h", "/ 16 * 16 + 32)", "/ 16 * 16)"),
 )
 
@@ -146,7 +176,7 @@ def found(fault: Fault | None, folder: Path, test: Path) -> bool:
         if text.count(fault.old) != fault.times:
             sys.exit(f"{fault.name}: {fault.file} has what is to be replaced {text.count(fault.old)} times")
         (folder / fault.file).write_text(text.replace(fault.old, fault.new), "utf-8")
-        if fault.file == "table.h":  # which the host goes by too
+        if fault.file in {"table.h", "host.c"}:  # the host's side, and what it goes by too
             test = build_test(folder, folder / "test_cuda")
     driver = folder / "libsimt.so"
     sources = [folder / "simt" / "kernels.cpp", *(folder.parent / f"{name}.o" for name in SIMT)]

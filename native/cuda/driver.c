@@ -1,7 +1,6 @@
 /* The one place that knows how the driver's library is called and what is in it. */
 #include "driver.h"
 
-#include <stdint.h>
 #include <string.h>
 
 #if defined(_WIN32)
@@ -28,7 +27,14 @@ int driver_open(driver *d, const char *path) {
     } functions[] = {
         {"cuInit", &d->init},
         {"cuDeviceGetCount", &d->device_count},
+        {"cuDeviceGet", &d->find_device},
+        {"cuDevicePrimaryCtxRetain", &d->retain},
+        {"cuDevicePrimaryCtxRelease_v2", &d->release},
         {"cuCtxGetCurrent", &d->current_context},
+        {"cuCtxGetDevice", &d->current_device},
+        {"cuCtxPushCurrent_v2", &d->push},
+        {"cuCtxPopCurrent_v2", &d->pop},
+        {"cuPointerGetAttribute", &d->about_pointer},
         {"cuLibraryLoadData", &d->load}, /* since CUDA 12: for all contexts */
         {"cuLibraryUnload", &d->unload},
         {"cuLibraryGetKernel", &d->find_kernel},

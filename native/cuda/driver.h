@@ -3,6 +3,7 @@
 #define ENDOR_CUDA_DRIVER_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 /* CUresult; 0 is success. */
 typedef int driver_result;
@@ -11,7 +12,14 @@ typedef struct driver {
     void *library;
     driver_result (*init)(unsigned flags);
     driver_result (*device_count)(int *count);
+    driver_result (*find_device)(int *device, int number);
+    driver_result (*retain)(void **context, int device);
+    driver_result (*release)(int device);
     driver_result (*current_context)(void **context);
+    driver_result (*current_device)(int *device);
+    driver_result (*push)(void *context);
+    driver_result (*pop)(void **context);
+    driver_result (*about_pointer)(void *about, int attribute, uint64_t pointer);
     driver_result (*load)(
         void **library, const void *image, int *jit, void **jit_values, unsigned jits, int *options, void **values,
         unsigned count);

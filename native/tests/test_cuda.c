@@ -107,7 +107,7 @@ static void check_sample(const sample *s) {
 }
 
 /* Samples in one call: decoded, and only checked. */
-static void check_samples(const endor_cuda *cuda, sample *samples, size_t count) {
+static void check_samples(endor_cuda *cuda, sample *samples, size_t count) {
     static endor_cuda_job jobs[2 * MOST_JOBS];
     int result;
     for (size_t i = 0; i < count; i++) {
@@ -116,7 +116,7 @@ static void check_samples(const endor_cuda *cuda, sample *samples, size_t count)
         jobs[count + i].out_size = 0;
         jobs[count + i].status = &samples[i].checked;
     }
-    CHECK(endor_cuda_decode(cuda, jobs, 2 * count, NULL, &result) == ENDOR_OK && result == 0);
+    CHECK(endor_cuda_decode(cuda, 0, jobs, 2 * count, NULL, &result) == ENDOR_OK && result == 0);
     for (size_t i = 0; i < count; i++) check_sample(&samples[i]);
 }
 
@@ -128,7 +128,7 @@ static void forget(sample *s) {
 
 /* Collects samples, and checks them together, however many fit. Those that make no sense are refused alone. */
 typedef struct batch {
-    const endor_cuda *cuda;
+    endor_cuda *cuda;
     sample samples[MOST_JOBS];
     size_t count, wanted;
     unsigned long done, faults;
@@ -149,52 +149,136 @@ static void add(batch *b, const uint8_t *data, size_t size) {
     if (s->status == ENDOR_ARGUMENT) {
         endor_cuda_job job = job_of(s);
         int result;
-        CHECK(endor_cuda_decode(b->cuda, &job, 1, NULL, &result) == ENDOR_ARGUMENT && s->word == 0);
+        CHECK(endor_cuda_decode(b->cuda, 0, &job, 1, NULL, &result) == ENDOR_ARGUMENT && s->word == 0);
         forget(s);
         return;
     }
     if (++b->count >= b->wanted) finish(b);
 }
 
-static void check_arguments(const endor_cuda *cuda) {
-    uint8_t part[64] = {0}, out[1] = {1};
-    uint64_t word = 0, block;
-    int result;
-    endor_cuda_job job = {
+/* A tensor of one element, which is zero. */
+static endor_cuda_job small_job(uint8_t part[64], uint8_t out[1], uint64_t *word) {
+    return (endor_cuda_job){
         .tensor = {.encoding = raw(1), .numel = 1},
         .parts = {part, 0, part, 64, part, 64, NULL, 0, NULL, 0},
         .stop = 1,
         .out = out,
         .out_size = 1,
-        .status = &word,
+        .status = word,
     };
-    CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_OK && word == 0 && out[0] == 0);
-    CHECK(endor_cuda_decode(cuda, &job, 0, NULL, &result) == ENDOR_OK);
+}
+
+static void check_arguments(endor_cuda *cuda) {
+    uint8_t part[64] = {0}, out[1] = {1};
+    uint64_t word = 0, block;
+    int result;
+    endor_cuda_job job = small_job(part, out, &word);
+    CHECK(endor_cuda_decode(cuda, 0, &job, 1, NULL, &result) == ENDOR_OK && word == 0 && out[0] == 0);
+    CHECK(endor_cuda_decode(cuda, 0, &job, 0, NULL, &result) == ENDOR_OK);
     job.status = NULL; /* a fault is not told then */
     part[63] = 1;
-    CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_OK && word == 0);
+    CHECK(endor_cuda_decode(cuda, 0, &job, 1, NULL, &result) == ENDOR_OK && word == 0);
     job.status = (uint64_t *)(void *)((uint8_t *)&word + 1);
-    CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_ARGUMENT);
+    CHECK(endor_cuda_decode(cuda, 0, &job, 1, NULL, &result) == ENDOR_ARGUMENT);
     job.status = &word;
     job.out_size = 2;
-    CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_ARGUMENT);
+    CHECK(endor_cuda_decode(cuda, 0, &job, 1, NULL, &result) == ENDOR_ARGUMENT);
     job.out_size = 1;
     job.parts.values_size = 64;
-    CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_ARGUMENT);
+    CHECK(endor_cuda_decode(cuda, 0, &job, 1, NULL, &result) == ENDOR_ARGUMENT);
     job.parts.values_size = 0;
     CHECK(setenv("ENDOR_SIMT_FAIL", "cuLaunchKernel", 1) == 0);
-    CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_DRIVER && result == 719);
+    CHECK(endor_cuda_decode(cuda, 0, &job, 1, NULL, &result) == ENDOR_DRIVER && result == 719);
     CHECK(strcmp(endor_cuda_message(cuda, result), "unspecified launch failure") == 0);
     CHECK(endor_cuda_message(cuda, 12345)[0] != 0);
     CHECK(unsetenv("ENDOR_SIMT_FAIL") == 0);
-    CHECK(endor_cuda_decode(cuda, &job, 1, NULL, &result) == ENDOR_OK);
+    CHECK(endor_cuda_decode(cuda, 0, &job, 1, NULL, &result) == ENDOR_OK);
     CHECK(endor_cuda_fault(word, &block) == ENDOR_B3 && block == UINT64_MAX);
     CHECK(endor_cuda_fault(1, &block) == ENDOR_ARGUMENT && endor_cuda_fault(UINT64_MAX, &block) == ENDOR_ARGUMENT);
 }
 
+static int refused(endor_cuda *cuda, const endor_cuda_job *job) {
+    int result;
+    return endor_cuda_decode(cuda, 0, job, 1, NULL, &result) == ENDOR_ARGUMENT && result == 0;
+}
+
+/* Sizes that are not those of the parts, buffers that are not there, and buffers that lie in one another. */
+static void check_memory(endor_cuda *cuda) {
+    static const uint64_t changes[] = {(uint64_t)-1, (uint64_t)-64, 1, 64, UINT64_C(1) << 32, (uint64_t)1 << 63};
+    uint64_t words[32] = {0};
+    uint8_t *part = (uint8_t *)words, *out = part + 64;
+    const endor_cuda_job good = small_job(part, out, words + 10);
+    endor_cuda_job job = good;
+    int result;
+    CHECK(endor_cuda_decode(cuda, 0, &job, 1, NULL, &result) == ENDOR_OK);
+    for (size_t i = 0; i < LENGTH(changes); i++)
+        for (int which = 0; which < 6; which++) {
+            job = good;
+            size_t *const sizes[6] = {
+                &job.parts.values_size, &job.parts.bitmap_size, &job.parts.index_size, &job.parts.bases_size,
+                &job.parts.patches_size, &job.out_size};
+            *sizes[which] += (size_t)changes[i];
+            CHECK(refused(cuda, &job));
+        }
+    job = good, job.parts.bitmap = NULL;
+    CHECK(refused(cuda, &job));
+    job = good, job.parts.index = NULL;
+    CHECK(refused(cuda, &job));
+    job = good, job.parts.index = (const uint8_t *)(UINTPTR_MAX - 62);
+    CHECK(refused(cuda, &job));
+    job = good, job.out = NULL;
+    CHECK(refused(cuda, &job)); /* it would only be checked */
+    for (size_t i = 0; i < 64; i += 21) {
+        job = good, job.out = part + i;
+        CHECK(refused(cuda, &job));
+    }
+    job = good, job.status = words + 7;
+    CHECK(refused(cuda, &job));
+    job = good, job.out = words + 10;
+    CHECK(refused(cuda, &job));
+    job = good, job.parts.values = part + 64; /* nothing is read there */
+    CHECK(endor_cuda_decode(cuda, 0, &job, 1, NULL, &result) == ENDOR_OK);
+    CHECK(words[10] == 0);
+}
+
+/* Contexts of the thread, and devices, of a driver that has two; kernels run on the second. */
+static void check_devices(const char *driver) {
+    uint8_t part[64] = {0}, out[1] = {1};
+    uint64_t word = 0;
+    int result;
+    endor_cuda *cuda;
+    endor_cuda_job job = small_job(part, out, &word);
+    CHECK(setenv("ENDOR_SIMT_DEVICES", "2", 1) == 0 && setenv("ENDOR_SIMT_WITHOUT", "0", 1) == 0);
+    CHECK(endor_cuda_open(driver, &cuda) == ENDOR_OK && endor_cuda_devices(cuda) == 2);
+    CHECK(endor_cuda_current(cuda) == ENDOR_CUDA_CURRENT);
+    CHECK(endor_cuda_load(cuda, ENDOR_CUDA_CURRENT, &result) == ENDOR_DRIVER && result == 201);
+    CHECK(endor_cuda_load(cuda, 0, &result) == ENDOR_DRIVER && result == 209);
+    CHECK(endor_cuda_load(cuda, 1, &result) == ENDOR_OK && result == 0);
+    CHECK(endor_cuda_load(cuda, 2, &result) == ENDOR_ARGUMENT && endor_cuda_load(cuda, -2, &result) == ENDOR_ARGUMENT);
+    CHECK(endor_cuda_decode(cuda, 2, &job, 1, NULL, &result) == ENDOR_ARGUMENT);
+    CHECK(endor_cuda_decode(cuda, 0, &job, 1, NULL, &result) == ENDOR_DRIVER && result == 209);
+    CHECK(out[0] == 1);
+    CHECK(endor_cuda_decode(cuda, 1, &job, 1, NULL, &result) == ENDOR_OK && out[0] == 0);
+    CHECK(endor_cuda_current(cuda) == ENDOR_CUDA_CURRENT); /* as before */
+    /* A stream of the other device: its context is another one. */
+    CHECK(endor_cuda_decode(cuda, 1, &job, 1, (void *)((uintptr_t)1 << 32), &result) == ENDOR_DRIVER && result == 400);
+    CHECK(endor_cuda_decode(cuda, 1, &job, 1, (void *)((uintptr_t)2 << 32), &result) == ENDOR_OK);
+    CHECK(setenv("ENDOR_SIMT_WITHOUT", "1", 1) == 0);
+    CHECK(endor_cuda_decode(cuda, ENDOR_CUDA_CURRENT, &job, 1, NULL, &result) == ENDOR_OK); /* that of the memory */
+    CHECK(setenv("ENDOR_SIMT_FAIL", "cuPointerGetAttribute", 1) == 0);
+    CHECK(endor_cuda_decode(cuda, ENDOR_CUDA_CURRENT, &job, 1, NULL, &result) == ENDOR_DRIVER && result == 201);
+    CHECK(setenv("ENDOR_SIMT_FAIL", "cuCtxPushCurrent_v2", 1) == 0);
+    CHECK(endor_cuda_decode(cuda, 0, &job, 1, NULL, &result) == ENDOR_DRIVER && result == 201);
+    endor_cuda_close(cuda);
+    CHECK(endor_cuda_open(driver, &cuda) == ENDOR_OK);
+    CHECK(setenv("ENDOR_SIMT_FAIL", "cuDevicePrimaryCtxRetain", 1) == 0);
+    CHECK(endor_cuda_decode(cuda, 0, &job, 1, NULL, &result) == ENDOR_DRIVER && result == 101);
+    endor_cuda_close(cuda);
+    CHECK(unsetenv("ENDOR_SIMT_DEVICES") == 0 && unsetenv("ENDOR_SIMT_WITHOUT") == 0 && unsetenv("ENDOR_SIMT_FAIL") == 0);
+}
+
 static void check_opening(const char *driver) {
-    static const char *const functions[] = {
-        "cuInit", "cuDeviceGetCount", "cuLibraryLoadData", "cuLibraryGetKernel", "cuKernelGetFunction"};
+    static const char *const functions[] = {"cuInit", "cuDeviceGetCount", "cuLibraryLoadData", "cuLibraryGetKernel"};
     endor_cuda *cuda;
     CHECK(endor_cuda_open("/nowhere/libcuda.so", &cuda) == ENDOR_TARGET && cuda == NULL);
     CHECK(endor_cuda_open("libc.so.6", &cuda) == ENDOR_TARGET && cuda == NULL);
@@ -223,6 +307,8 @@ int main(int count, char **arguments) {
     endor_cuda *cuda;
     CHECK(endor_cuda_open(arguments[1], &cuda) == ENDOR_OK);
     check_arguments(cuda);
+    check_memory(cuda);
+    check_devices(arguments[1]);
     b.cuda = cuda;
     b.wanted = 1;
     for (int i = 3; i < count; i++) {

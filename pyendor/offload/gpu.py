@@ -22,6 +22,7 @@ from pyendor.offload.layers import Layer
 from pyendor.offload.plan import Tier
 from pyendor.offload.stored import Bundle, Stored
 from pyendor.offload.streams import Streams
+from pyendor.torch_bytes import memory_of
 
 
 @dataclass(eq=False)
@@ -224,7 +225,7 @@ class Gpu:
                 else:
                     jobs.append(self._job(tensor, parts, out))
         if jobs:
-            ready.steps.insert(0, cuda.Launch(jobs))
+            ready.steps.insert(0, cuda.Launch(jobs, self.where.index))
         return ready
 
     def _cast(self, tensor: Stored, parts: Mapping[str, torch.Tensor], out: torch.Tensor) -> list[_Step]:
@@ -234,11 +235,13 @@ class Gpu:
         if tensor.meta is None:
             first: _Step = (scratch, parts["values"])
         else:
-            first = cuda.Launch([self._job(tensor, parts, scratch)])
+            first = cuda.Launch([self._job(tensor, parts, scratch)], self.where.index)
         return [first, (out[: source.numel()], source)]
 
     def _job(self, tensor: Stored, parts: Mapping[str, torch.Tensor], out: torch.Tensor) -> cuda.Job:
         assert tensor.meta is not None
-        places = {role: part.data_ptr() for role, part in parts.items()}
+        memory = {
+            role: cuda.Memory(*memory_of(part, f"{tensor.name}: {role}")) for role, part in parts.items()
+        }
         word = self._words.data_ptr() + 8 * self._tensors[tensor]
-        return cuda.Job(tensor.meta, places, out.data_ptr(), word)
+        return cuda.Job(tensor.meta, memory, cuda.Memory(*memory_of(out, tensor.name)), word)

@@ -94,9 +94,10 @@ def open_device(where: torch.device) -> Device:
     from pyendor.offload.gpu import Gpu
     from pyendor.offload.streams import Cuda
 
-    why = cuda.unavailable()
-    if why is None and not torch.cuda.is_available():
-        why = "this build of PyTorch has no CUDA, or finds no device"
+    if not torch.cuda.is_available():
+        why: str | None = cuda.unavailable() or "this build of PyTorch has no CUDA, or finds no device"
+    else:
+        why = cuda.unavailable(torch.cuda.current_device() if where.index is None else where.index)
     if why is not None:
         raise BackendUnavailableError(f"no model runs on {where}: {why}")
     return Gpu(Cuda(where))
