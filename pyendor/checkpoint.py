@@ -137,6 +137,12 @@ def open_all(path: Path) -> Iterator[File]:
             yield opened
 
 
+def other_weights(root: Path) -> str | None:
+    """The name of an index or of a copy of weights in another format that a directory holds, if it does."""
+    names = sorted(os.listdir(root))
+    return next((name for name in names if is_index(name) or _matches(name, COPIES)), None)
+
+
 def dense_nbytes(opened: File) -> int:
     """Dense bytes of all tensors of a file; those of unsupported ones as they are stored."""
     tensors = opened.layout.tensors.values()

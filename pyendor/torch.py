@@ -42,7 +42,7 @@ __all__ = [
     "save_model",
 ]
 
-Device = str | int | torch.device
+Device = str | int | torch.device | None
 
 # Two elements of 4 bits in a byte: the last dimension of the file is twice that of the tensor.
 _PACKED = getattr(torch, "float4_e2m1fn_x2", None)
@@ -113,7 +113,7 @@ def load_file(
 
     Args:
         filename: the file.
-        device: where tensors go: all that ``torch.device`` takes, but ``"meta"``.
+        device: where tensors go: all that ``torch.device`` takes, but ``"meta"``; None is the CPU, as there.
         backend: of the safetensors package; there is no difference here.
 
     Returns:
@@ -422,7 +422,7 @@ def _is_basic(index: object) -> bool:
 
 def _device(device: Device) -> torch.device:
     try:
-        found = torch.device(device)
+        found = torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"device {quote(str(device))} is none: {error}") from error
     if found.type == "meta":

@@ -12,7 +12,7 @@ from conftest import ROOT
 # Every module may import those before it. A set: modules of one step, which do not import one another.
 ORDER: list[set[str]] = [
     {"errors", "parallel", "slicing", "system"},
-    {"dtypes", "jobs", "locks", "openmp", "rights"},
+    {"dtypes", "exact", "jobs", "locks", "openmp", "rights"},
     {"jsontext"},
     {"container"},
     {"metadata"},
@@ -33,7 +33,7 @@ ORDER: list[set[str]] = [
     {"convert"},
     {"prune", "report", "verify", "numpy", "torch"},
     {"accelerate", "distributed", "wanda", "hf"},
-    {"hf.files"},
+    {"hf.files", "hf.classes"},
     {"hf.config"},
     {"hf.quantizer"},
     {"hf.models"},

@@ -78,17 +78,22 @@ READERS: list[Callable[[Path, str | None], State]] = [by_iterating, by_name, dis
 IDS = torch.arange(12).reshape(1, 12) % 64
 
 
+def reference(state: State) -> Any:
+    """The model of these weights."""
+    made = model(0)
+    made.load_state_dict(state)
+    return made.eval()
+
+
 def check(path: Path, wanted: State, variant: str | None = None) -> None:
-    """That every reader gets these weights."""
+    """Every reader gets these weights."""
     for reader in READERS:
         found = reader(path, variant)
         assert found.keys() == wanted.keys(), reader
         assert all(found[name].equal(tensor) for name, tensor in wanted.items()), reader
-    reference = model(0)
-    reference.load_state_dict(wanted)
     with torch.no_grad():
         offloaded = offload_model(path, variant=variant)
-        assert offloaded(IDS).logits.equal(reference.eval()(IDS).logits)
+        assert offloaded(IDS).logits.equal(reference(wanted)(IDS).logits)
         close(offloaded)
 
 
@@ -230,3 +235,38 @@ def test_a_variant_of_a_file(tmp_path: Path) -> None:
         selection.select(tmp_path / "x.safetensors", "fp16")
     with pytest.raises(UsageError, match="has no weights"):
         selection.select(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["single", "split"])
+@pytest.mark.parametrize("kind", ["dense", "endor"])
+def test_load_checkpoint_and_dispatch_takes_the_directory(tmp_path: Path, form: str, kind: str) -> None:
+    import accelerate
+
+    root = tmp_path / "model"
+    state = save(root, 1, form)
+    if kind == "endor":
+        save(root, 2, "single", "tuned")
+        convert.compress(root, tmp_path / "endor")
+        root = tmp_path / "endor"
+    where = {"model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu", "lm_head": "cpu"}
+    where |= {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu"}
+    for options in ({}, {"device_map": {"": "cpu"}}, {"device_map": where, "offload_folder": tmp_path / "o"}):
+        with accelerate.init_empty_weights(include_buffers=False):
+            empty = model(0)
+        found = accelerate.load_checkpoint_and_dispatch(empty, root, **options) if options else model(0)
+        if not options:
+            accelerate.load_checkpoint_in_model(found, root)
+        with torch.no_grad():
+            assert found(IDS).logits.equal(reference(state)(IDS).logits)
+
+
+def test_no_device_is_the_default_device(tmp_path: Path) -> None:
+    root = tmp_path / "model"
+    save(root, 1)
+    offloaded = offload_model(root, device=None)
+    close(offloaded)
+    with torch.device("meta"), pytest.raises(UsageError, match="models run offloaded on"):
+        offload_model(model(1), device=None)
+    # Where safetensors is mirrored it is the CPU, as there, whatever the default is.
+    with torch.device("meta"):
+        assert {tensor.device.type for _, tensor in iter_weights(root, None)} == {"cpu"}

@@ -370,3 +370,16 @@ def test_what_is_not_contiguous_and_how_to_save_it(tmp_path: Path) -> None:
     for module in (ours, theirs):
         with pytest.raises(ValueError, match=r"use save_model\(\.\.\., force_contiguous=True\)"):
             module.save_model(Tied(), str(tmp_path / "x"), force_contiguous=False)
+
+
+def test_no_device_is_the_cpu_as_in_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    ours.save_file({"a": torch.ones(3)}, path)
+    theirs.save_file({"a": torch.ones(3)}, tmp_path / "stock")
+    stock = theirs.load_file(tmp_path / "stock", device=None)["a"].device
+    assert ours.load_file(path, device=None)["a"].device == stock
+    with ours.safe_open(path, device=None) as opened:
+        assert opened.get_tensor("a").device == opened.get_slice("a")[:].device == stock
+    model = torch.nn.ParameterDict({"a": torch.zeros(3)})
+    ours.load_model(model, path, device=None)
+    assert model["a"].equal(torch.ones(3))

@@ -18,6 +18,7 @@ import os
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Protocol
 
 import safetensors
@@ -25,8 +26,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pyendor import file, layout, metadata
+from pyendor import file, layout, metadata, selection
 from pyendor import torch as front
+from pyendor.checkpoint import has_endor_weights
 from pyendor.errors import UnsupportedError
 from pyendor.torch_tensor import EndorTensor
 
@@ -38,6 +40,9 @@ OTHERS = (
     "accelerate.utils.offload",
     "accelerate.utils.modeling",
 )
+# Those that hold accelerate's function that loads a directory into a model.
+HOLDERS = ("accelerate.utils.modeling", "accelerate.utils", "accelerate.big_modeling", "accelerate")
+_IN_MODEL = "load_checkpoint_in_model"
 
 
 class Loading(Protocol):
@@ -146,6 +151,19 @@ class KeptSlice(front.TensorSlice):
         return EndorTensor.from_encoded(encoded).to(self._device)
 
 
+def in_model(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """``load_checkpoint_in_model`` of accelerate, which also finds the weights of an Endor directory."""
+
+    @functools.wraps(stock)
+    def load_checkpoint_in_model(model: Any, checkpoint: Any, *args: Any, **options: Any) -> Any:
+        if os.path.isdir(checkpoint) and has_endor_weights(Path(checkpoint)):
+            chosen = selection.select(Path(checkpoint))
+            checkpoint = str(chosen.root / (chosen.index or chosen.names[0]))
+        return stock(model, checkpoint, *args, **options)
+
+    return load_checkpoint_in_model
+
+
 def install() -> None:
     """Puts :func:`safe_open` and its kin in the place of those that the modules above hold.
 
@@ -167,6 +185,13 @@ def install() -> None:
         for attribute, replacement in replacements.items():
             if hasattr(module, attribute):
                 setattr(module, attribute, replacement)
+    stock = getattr(_module("accelerate.utils.modeling"), _IN_MODEL, None)
+    if stock is not None:
+        ours = in_model(stock)
+        for name in HOLDERS:
+            module = _module(name)
+            if getattr(module, _IN_MODEL, None) is stock:
+                setattr(module, _IN_MODEL, ours)
 
 
 @functools.cache

@@ -33,13 +33,15 @@ def offload_model(
     model_or_dir: torch.nn.Module | str | os.PathLike[str],
     weights: str | os.PathLike[str] | None = None,
     *,
-    device: str | int | torch.device = "cpu",
+    device: str | int | torch.device | None = "cpu",
     gpu_memory: int | str | None = None,
     host_memory: int | str | None = None,
     prefetch: int | None = None,
     read: str = "auto",
     dtype: torch.dtype | None = None,
     variant: str | None = None,
+    strict: bool = True,
+    trust_remote_code: bool = False,
 ) -> torch.nn.Module:
     """A model whose weights are compressed until a layer runs, and lie where there is room for them.
 
@@ -49,7 +51,8 @@ def offload_model(
         weights: a directory or file with the weights of a module, which is best made within
             :func:`without_weights`; or of a directory's model, where they lie elsewhere. Without it a
             module's own weights are compressed.
-        device: where it runs, ``"cpu"`` or ``"cuda"``.
+        device: where it runs, ``"cpu"`` or ``"cuda"``; None for PyTorch's default device, which is the CPU
+            unless it was set.
         gpu_memory: bytes of the GPU's memory for layers that stay there, compressed; also as ``"20GB"`` or
             ``"512MiB"``. Without it four fifths of what is free, less the buffers.
         host_memory: the same of host memory, pinned if there is a GPU. 0 for none: all is read from disk.
@@ -59,6 +62,10 @@ def offload_model(
             of a GPU; ``auto`` finds out what there is and what is faster. :func:`summary` tells what is used.
         dtype: of a directory's model; without it what its config says.
         variant: which copy of the model to read from a directory that has several, as ``"fp16"``.
+        strict: take no weights of which some are left over, as ``from_pretrained`` of
+            :mod:`pyendor.transformers`. Weights that are missing are never accepted.
+        trust_remote_code: run the code of a model that comes with its checkpoint. Without it such a model is
+            refused; nothing is asked on the terminal.
 
     Returns:
         The model, in evaluation mode. It runs on one thread at a time, without gradients, and gives bit for
@@ -67,7 +74,8 @@ def offload_model(
     Raises:
         FormatError: a file breaks a rule; also later, when a layer is used that does (B-11), on a GPU at the
             end of the forward.
-        UsageError: weights are missing or do not fit the model; an argument makes no sense; there is not
+        UsageError: weights are missing, left over or do not fit the model; transformers can make nothing of
+            the config, or the model needs code that is not trusted; an argument makes no sense; there is not
             enough memory; the model is offloaded already; or later, a file was written to meanwhile.
         UnsupportedError: the weights need what this build does not have, were quantized before, or cannot be
             converted to a parameter.
@@ -81,13 +89,13 @@ def offload_model(
             raise UsageError("the model is offloaded already")
     else:
         path = Path(model_or_dir if weights is None else weights)
-        model = empty.build(Path(model_or_dir), dtype)
+        model = empty.build(Path(model_or_dir), dtype, trust_remote_code=trust_remote_code)
     with ExitStack() as stack:
         if path is None:
             pieces = load.of_module(model)
         else:
             opened = stack.enter_context(load.open_files(path, variant))
-            pieces = load.of_files(model, opened, stack)
+            pieces = load.of_files(model, opened, stack, path, strict=strict)
         chosen = load.open_device(where)
         try:
             parts = layers.cut(model, pieces, views=chosen.views)
@@ -173,12 +181,12 @@ def close(model: torch.nn.Module) -> None:
 
 
 def _check(
-    device: str | int | torch.device, gpu_memory: int | str | None, prefetch: int | None
+    device: str | int | torch.device | None, gpu_memory: int | str | None, prefetch: int | None
 ) -> torch.device:
     if prefetch is not None and prefetch < 0:
         raise UsageError(f"prefetch {prefetch}: 0 or more layers can be fetched ahead")
     try:
-        where = torch.device(device)
+        where = torch.get_default_device() if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"device {quote(str(device))} is none: {error}") from error
     if where.type not in {"cpu", "cuda"}:

@@ -32,11 +32,13 @@ def open_files(path: Path, variant: str | None = None) -> Weights:
     return selection.open_weights(path, variant)
 
 
-def of_files(model: torch.nn.Module, weights: Weights, stack: ExitStack) -> dict[str, list[Piece]]:
+def of_files(
+    model: torch.nn.Module, weights: Weights, stack: ExitStack, path: Path, *, strict: bool
+) -> dict[str, list[Piece]]:
     """The pieces of a model's parameters in open files; the stack keeps what has to be converted of them."""
     places = weights.places.items()
     stored = {name: Stored.of_file(one, one.layout.tensors[name]) for name, one in places}
-    return names.assign(model, stored, stack)
+    return names.assign(model, stored, stack, str(path), strict=strict)
 
 
 def of_module(model: torch.nn.Module) -> dict[str, list[Piece]]:

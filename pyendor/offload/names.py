@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pyendor import exact
 from pyendor.errors import UsageError, quote
 from pyendor.offload import converted
 from pyendor.offload.converted import Conversion
@@ -29,7 +30,14 @@ class Piece(NamedTuple):
     start: int
 
 
-def assign(model: torch.nn.Module, tensors: Mapping[str, Stored], stack: ExitStack) -> dict[str, list[Piece]]:
+def assign(
+    model: torch.nn.Module,
+    tensors: Mapping[str, Stored],
+    stack: ExitStack,
+    path: str = "the checkpoint",
+    *,
+    strict: bool = True,
+) -> dict[str, list[Piece]]:
     """The pieces of every parameter and persistent buffer of a model, by its name.
 
     Names that are tied share what the first of them that is stored has. Tensors that have to be converted are
@@ -37,7 +45,7 @@ def assign(model: torch.nn.Module, tensors: Mapping[str, Stored], stack: ExitSta
     :class:`~pyendor.offload.disk.Disk` has opened it.
 
     Raises:
-        UsageError: the checkpoint lacks some, or has them of another shape.
+        UsageError: the checkpoint lacks some, or has them of another shape; or it has others, and ``strict``.
         UnsupportedError: a parameter cannot be made of the checkpoint's tensors.
         OSError: there is no room for the temporary file.
     """
@@ -47,10 +55,12 @@ def assign(model: torch.nn.Module, tensors: Mapping[str, Stored], stack: ExitSta
     rename = _Names(model, state)
     pieces: dict[str, list[Piece]] = {}
     fused: dict[str, tuple[Any, dict[str, list[Stored]]]] = {}
+    surplus: list[str] = []
     for name in sorted(tensors, key=rename.order):
         target, converter, pattern = rename(name)
         if target not in state:
-            continue  # as from_pretrained does; what is needed and not there is found below
+            surplus.append(target)
+            continue
         if converter is None:
             pieces[target] = [Piece(tensors[name], 0)]
         else:
@@ -73,10 +83,7 @@ def assign(model: torch.nn.Module, tensors: Mapping[str, Stored], stack: ExitSta
         pieces.update((name, [Piece(tensor, 0)]) for name, tensor in computed.items())
         _tie(state, pieces)
         missing = [name for name in missing if name not in pieces]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        listed = ", ".join(quote(name) for name in missing[:3]) + more
-        raise UsageError(f"the checkpoint has no weights for {listed} of {type(model).__name__}")
+    exact.require(path, missing=missing, surplus=exact.unexpected(model, surplus) if strict else ())
     for name, parts in pieces.items():
         shape = tuple(state[name].shape)
         whole = sum(math.prod(piece.tensor.shape) for piece in parts) == math.prod(shape)
