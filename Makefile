@@ -3,6 +3,8 @@
 #   make demo     compress a real model, look at it, check it, get it back bit for bit
 #   make test     the tests. TORCH names the torch to install: make test TORCH='torch==2.13.0'
 #   make oldest   the tests of what depends on transformers, with the oldest release of it that is supported
+#   make faults   I/O errors, Ctrl-C and kills at file-system calls of the commands that write: nothing is lost. Two
+#                 minutes on two processors; all calls: make faults EVERY=1. It needs a C compiler, and strace
 #   make check    style and types
 #   make native   the C library alone, its tests under the sanitizers, and the example program on it
 #   make arm      the same for 64-bit ARM, tested in an emulator
@@ -29,7 +31,7 @@ DEMO := .demo
 BUILD := build
 STOCK := $(BUILD)/stock/safetensors-0.8.0.tar.gz
 
-.PHONY: demo test oldest check native arm cuda wheel wheels gpu gpu-offload fuzz inspector bench docs dist \
+.PHONY: demo test oldest faults check native arm cuda wheel wheels gpu gpu-offload fuzz inspector bench docs dist \
   conformance clean
 
 demo: $(VENV)/demo.stamp
@@ -43,6 +45,11 @@ oldest: $(VENV)/oldest.stamp
 	  'import transformers, accelerate; assert transformers.__version__ == "$(OLDEST)", transformers.__version__'
 	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest -n auto \
 	  tests/test_transformers.py tests/test_accelerate.py tests/test_wanda.py
+
+EVERY ?= 50
+faults: $(VENV)/test.stamp
+	$(BIN)/python tests/faults/sweep.py --every $(EVERY)
+	$(BIN)/python tests/faults/sweep.py --strace
 
 check: $(VENV)/check.stamp
 	$(BIN)/ruff check .

@@ -49,7 +49,7 @@ def new_file(
             writing it.
     """
     target = in_existing_directory(path)
-    if os.path.lexists(target):
+    if system.exists(target):
         if not target.is_file():
             raise UsageError(f"{quote(str(target))} exists and is not a file")
         target = target.resolve()  # a link stays a link: what it points to is replaced
@@ -59,7 +59,7 @@ def new_file(
         if alone:
             temporary, lock = _locked(target)
             ours = True
-        if not force and os.path.lexists(target):
+        if not force and system.exists(target):
             raise UsageError(f"{quote(str(target))} exists; --force (force=True) replaces it")
 
         def opener(*_: object) -> int:
@@ -112,8 +112,7 @@ def _locked(target: Path) -> tuple[Path, int | None]:
         with contextlib.ExitStack() as stack:
             stack.callback(locks.release, descriptor)
             if not locks.take(descriptor, path, target):
-                if new:
-                    path.unlink()
+                path.unlink(missing_ok=True)
                 return beside(target), None
             here = locks.is_at(descriptor, path)
             if new and here:
@@ -202,7 +201,7 @@ def _rename(source: Path, target: Path, *, replace: bool) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        if os.path.lexists(target):
+        if system.exists(target):
             raise _created(target) from None
         os.replace(source, target)
         return

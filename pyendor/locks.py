@@ -5,6 +5,7 @@ They are the system's: it lets go of them when a process ends, in whatever way.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -49,7 +50,9 @@ def take(descriptor: int, path: Path, target: Path) -> bool:
 def release(descriptor: int) -> None:
     """Closes a file, locked or not."""
     _held.discard(descriptor)
-    os.close(descriptor)
+    # It is closed even where that is an error, which tells nothing here and would hide another one.
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
 
 
 def is_at(descriptor: int, path: Path) -> bool:

@@ -31,6 +31,19 @@ def read_at(descriptor: int, data: memoryview, at: int) -> int:
     return len(piece)
 
 
+def exists(path: Path) -> bool:
+    """True if a name is taken, by a link to nothing too.
+
+    Raises:
+        OSError: the system cannot tell, which ``os.path.lexists`` takes for no.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def is_ours(status: os.stat_result) -> bool:
     """Whether a file belongs to the user of this process, where files do."""
     return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()

@@ -227,7 +227,7 @@ def _enter(home: Path, target: Path) -> tuple[Path, int | None]:
 
 
 def _check_target(target: Path, force: bool) -> None:
-    if not os.path.lexists(target):
+    if not system.exists(target):
         return
     if not target.is_dir():
         raise UsageError(f"{quote(str(target))} exists and is not a directory")
@@ -315,15 +315,15 @@ def _recover(home: Path, target: Path) -> None:
     old, mark = home / _OLD, home / _PUBLISHING
     try:
         published = int(mark.read_bytes())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         published = None
-    if published is not None and os.path.lexists(target) and target.lstat().st_ino == published:
+    if published is not None and system.exists(target) and target.lstat().st_ino == published:
         system.sync_directory(target.parent)
         system.sync_directory(home)
         for path in home.iterdir():
             if path.name not in {_LOCK, _PUBLISHING}:
                 remove(path)
-    elif os.path.lexists(old):
+    elif system.exists(old):
         try:
             os.rename(old, target)
         except OSError as error:
@@ -343,15 +343,15 @@ def _give_up(space: Workspace, target: Path, roots: list[Path], error: BaseExcep
     root, home = roots[0], roots[-1]
     if space.published:  # the error is that this could not be flushed to disk, or an interrupt
         error.add_note(
-            f"{quote(str(target))} is complete; {quote(str(home))} holds what it was before: remove it, or "
-            "run the same command again"
+            f"{quote(str(target))} is complete; {quote(str(home))} is left, which may hold what it was "
+            "before: remove it, or run the same command again"
         )
         return
     try:
         _recover(home, target)
     except (OSError, UsageError) as failure:
         why = failure.strerror if isinstance(failure, OSError) else failure
-        if os.path.lexists(home / _OLD) and not os.path.lexists(target):
+        if _is_aside(home, target):
             error.add_note(
                 f"{quote(str(target))} is now {quote(str(home / _OLD))}, and could not be moved back "
                 f"({why}): run the same command again, which moves it back, or do it yourself"
@@ -375,6 +375,14 @@ def _give_up(space: Workspace, target: Path, roots: list[Path], error: BaseExcep
         error.add_note(
             f"{quote(str(failure.filename or root))} could not be removed ({failure.strerror}): remove it"
         )
+
+
+def _is_aside(home: Path, target: Path) -> bool:
+    """True if a target was moved aside and is missing, as far as the system can tell."""
+    try:
+        return system.exists(home / _OLD) and not system.exists(target)
+    except OSError:
+        return True
 
 
 def _is_directory(path: Path) -> bool:
@@ -428,7 +436,7 @@ def remove(path: Path) -> None:
 
 def _clear(root: Path, target: Path) -> None:
     """Removes a workspace, the lock last: until then nobody else can begin here."""
-    if os.path.lexists(root / _OLD) and not os.path.lexists(target):
+    if system.exists(root / _OLD) and not system.exists(target):
         raise UsageError(f"{quote(str(root / _OLD))} is all there is of {quote(str(target))}: move it back")
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(root):
