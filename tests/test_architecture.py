@@ -38,7 +38,7 @@ ORDER: list[set[str]] = [
     {"hf.quantizer"},
     {"hf.models"},
     {"transformers"},
-    {"offload.stored", "offload.ring", "offload.empty", "offload.report"},
+    {"offload.stored", "offload.ring", "offload.empty", "offload.report", "offload.turn"},
     {"offload.disk", "offload.fetched", "offload.converted", "offload.rows"},
     {"offload.names"},
     {"offload.layers"},

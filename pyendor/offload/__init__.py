@@ -21,7 +21,7 @@ from pyendor.errors import UsageError, quote
 from pyendor.offload import empty, layers, load
 from pyendor.offload.empty import without_weights
 from pyendor.offload.engine import Engine
-from pyendor.offload.layers import Layer, Parts
+from pyendor.offload.layers import Layer
 from pyendor.offload.report import Moved, Share, Summary
 
 __all__ = ["Moved", "Share", "Summary", "close", "moved", "offload_model", "summary", "without_weights"]
@@ -105,7 +105,6 @@ def offload_model(
             raise
         try:
             engine.kept_nbytes = load.keep(model, parts.kept, pieces, chosen.where)
-            _empty(parts)
             engine.attach(model)
         except BaseException:
             engine.close()
@@ -205,11 +204,3 @@ def _engine(model: torch.nn.Module) -> Engine:
 
 def _dense(layer: Layer) -> int:
     return sum(weight.nbytes for weight in layer.weights)
-
-
-def _empty(parts: Parts) -> None:
-    """Takes the weights of layers out of a module that has had them."""
-    for layer in parts.layers:
-        for weight in layer.weights:
-            for module, attribute in weight.owners:
-                module._parameters[attribute] = weight.placeholder

@@ -10,7 +10,7 @@ from pyendor import openmp
 from pyendor.encoded import STREAM
 from pyendor.layout import Bytes
 from pyendor.offload.disk import Disk, aligned
-from pyendor.offload.fetched import Fetched, Stopwatch
+from pyendor.offload.fetched import Loan, Stopwatch
 from pyendor.offload.layers import Layer, Weight
 from pyendor.offload.plan import Tier
 from pyendor.offload.stored import Bundle
@@ -30,9 +30,6 @@ class Cpu:
         self._disk: Disk | None = None
         self._dense = aligned(0)
         self._scratch = aligned(0)
-        # By identity: a weight holds modules, which hold the engine, which this may outlive.
-        self._fetched: dict[int, Fetched] = {}
-        self._lent: list[Fetched] = []
 
     @property
     def decoding(self) -> float:
@@ -50,12 +47,6 @@ class Cpu:
     def prepare(self, layers: Sequence[Layer], dense_nbytes: int, scratch_nbytes: int) -> None:
         """As of :class:`~pyendor.offload.device.Device`."""
         self._dense, self._scratch = aligned(dense_nbytes), aligned(scratch_nbytes)
-        dense = torch.from_numpy(self._dense)
-        for layer in layers:
-            for weight in layer.weights:
-                if weight.at is not None and (stored := layer.as_stored(weight)) is not None:
-                    room = weight.view(dense, weight.at)
-                    self._fetched[id(weight)] = Fetched(stored, room, self._watch)
 
     def slot(self, nbytes: int, from_disk: int) -> Bytes:
         """As of :class:`~pyendor.offload.device.Device`."""
@@ -71,23 +62,25 @@ class Cpu:
         assert self._disk is not None
         self._disk.read(bundle.reads, slot)
 
-    def decode(self, layer: Layer, place: Bytes) -> tuple[list[torch.Tensor], bool]:
+    def decode(self, layer: Layer, place: Bytes) -> tuple[list[torch.Tensor | Loan], bool]:
         """As of :class:`~pyendor.offload.device.Device`."""
-        self.release()
         # What is decoded first is used when all has been decoded: no cache keeps it that long.
         stream = layer.dense_nbytes >= STREAM
         weights = [self._weight(layer, weight, place, stream) for weight in layer.weights]
-        return weights, bool(self._lent) or any(weight.at is None for weight in layer.weights)
+        in_slot = (
+            weight.at is None or isinstance(loan, Loan)
+            for weight, loan in zip(layer.weights, weights, strict=True)
+        )
+        return weights, any(in_slot)
 
-    def _weight(self, layer: Layer, weight: Weight, place: Bytes, stream: bool) -> torch.Tensor:
-        if (fetched := self._fetched.get(id(weight))) is not None:
-            ((number, _),) = weight.pieces
-            fetched.lend(layer.bundle.parts(number, place))
-            self._lent.append(fetched)
-            return fetched
+    def _weight(self, layer: Layer, weight: Weight, place: Bytes, stream: bool) -> torch.Tensor | Loan:
         if weight.at is None:
             ((number, _),) = weight.pieces
             return weight.view(torch.from_numpy(place), layer.bundle.places[number]["values"][0])
+        if (stored := layer.as_stored(weight)) is not None:
+            ((number, _),) = weight.pieces
+            room = weight.view(torch.from_numpy(self._dense), weight.at)
+            return Loan(stored, layer.bundle.parts(number, place), room, self._watch)
         with self._watch.running(), openmp.used():
             return self._decoded(layer, weight, weight.at, place, stream)
 
@@ -107,18 +100,11 @@ class Cpu:
             view.view(-1)[first : first + source.numel()].copy_(source)
         return view
 
-    def release(self) -> None:
-        """As of :class:`~pyendor.offload.device.Device`."""
-        while self._lent:
-            self._lent.pop().take_back()
-
     def check(self) -> None:
         """As of :class:`~pyendor.offload.device.Device`; a fault is found when a layer is decoded."""
 
     def close(self) -> None:
         """As of :class:`~pyendor.offload.device.Device`."""
-        self.release()
-        self._fetched = {}
         self._dense = self._scratch = aligned(0)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from pyendor.offload.disk import Disk
+from pyendor.offload.fetched import Loan
 from pyendor.offload.layers import Layer
 from pyendor.offload.plan import Tier
 from pyendor.offload.stored import Bundle
@@ -59,16 +60,13 @@ class Device(Protocol):
     def fetch(self, bundle: Bundle, held: Any, slot: Any) -> None:
         """Brings a layer to a slot from where it is held, or, that being None, from disk: on threads."""
 
-    def decode(self, layer: Layer, place: Any) -> tuple[list[torch.Tensor], bool]:
+    def decode(self, layer: Layer, place: Any) -> tuple[Sequence[torch.Tensor | Loan], bool]:
         """The weights of a layer from a slot or from where it is held, until the next call.
 
         Returns:
             The weights in their order, decoded, or such that they decode themselves as they are used; and
             whether some of them lie in the slot, which is then still needed.
         """
-
-    def release(self) -> None:
-        """The weights of the last call of ``decode`` are not used any more: its slot may be filled again."""
 
     def check(self) -> None:
         """Raises what went wrong with layers that have been decoded, if that is found out later."""

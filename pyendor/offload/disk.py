@@ -110,7 +110,7 @@ class Disk:
 
     def _descriptors(self, file: File) -> _Descriptors:
         if not self._close.alive:
-            raise ValueError("the files are closed")
+            raise UsageError("the files of the offloaded model are closed")
         return self._open[id(file)]
 
     def _read(self, reads: Sequence[Read], buffer: Bytes, mode: Mode) -> None:
@@ -227,7 +227,8 @@ class _Descriptors:
         done = 0
         while done < enough:
             # A direct read that ended within a page, be it the end of the file, goes on through the cache.
-            descriptor = self.direct if direct and done % PAGE == 0 else self.cached
+            past = direct and self.direct is not None and done % PAGE == 0
+            descriptor = self.direct if past else self.cached
             assert descriptor is not None
             try:
                 count = os.preadv(descriptor, [out[done:].data], start + done)

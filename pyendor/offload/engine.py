@@ -1,31 +1,39 @@
-"""Runs a model whose weights come and go: hooks on its layers, which are there while their module runs.
+"""Runs a model whose weights come and go: while a layer runs, its weights are lent what lies in a slot.
 
-Nothing of the model changes but parameters, for as long as their module's forward takes; before and after
-they are on the meta device, where any use of them is an error.
+The parameters of the model are tensors that fetch themselves (:mod:`pyendor.offload.fetched`), so a use of
+a weight at any other time gives the same numbers, later. One thread at a time runs the model, from the
+beginning of its outermost call to the end: what is lent lies in memory that the next layer is decoded into.
 """
 
 from __future__ import annotations
 
-import threading
+import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import nn
 
-from pyendor import layout
+from pyendor import layout, openmp
 from pyendor.errors import UsageError
+from pyendor.layout import Bytes
 from pyendor.offload import plan
 from pyendor.offload.device import Device
-from pyendor.offload.disk import Disk
-from pyendor.offload.layers import Layer, Owner
+from pyendor.offload.disk import Disk, aligned
+from pyendor.offload.fetched import Offloaded, Recent, owned, put
+from pyendor.offload.layers import Layer, Weight
 from pyendor.offload.plan import Tier
 from pyendor.offload.report import Moved
 from pyendor.offload.ring import Ring
 from pyendor.offload.rows import Rows, RowsInMemory
-from pyendor.torch_bytes import from_bytes
+from pyendor.offload.stored import Bundle, Stored
+from pyendor.offload.turn import Turn
+from pyendor.torch_bytes import from_bytes, to_bytes
+
+# Bytes of dense weights that are kept of those that are used while their layer does not run.
+_RECENT = 64 << 20
 
 
 class Engine:
@@ -42,16 +50,18 @@ class Engine:
         layers, tiers, device, disk, prefetch: as given.
         kept_nbytes: size of what is always there, beside the layers.
         slots_nbytes: size of all slots that layers are fetched into.
-        rows_nbytes: bytes of embeddings that were read row by row.
     """
 
     def __init__(
         self, layers: Sequence[Layer], tiers: Mapping[Layer, Tier], device: Device, disk: Disk, prefetch: int
     ) -> None:
         self.layers, self.tiers, self.device, self.disk, self.prefetch = layers, tiers, device, disk, prefetch
-        self.kept_nbytes = self.rows_nbytes = 0
-        self._handles: list[Any] = []
-        self._running: tuple[Layer, Callable[[], None], int] | None = None
+        self.kept_nbytes = 0
+        self._wrapped: list[_Wrapped] = []
+        self._turn, self._recent = Turn(), Recent(_RECENT)
+        self._forwards = 0
+        # What is lent: the layer, and whether its slot is still needed.
+        self._running: tuple[Layer, bool] | None = None
         whole = [layer for layer in layers if not layer.by_rows]
         streamed = [layer for layer in whole if tiers[layer] in device.streamed]
         shelves = plan.shelves(streamed, prefetch)
@@ -66,7 +76,18 @@ class Engine:
             for layer in whole
             if tiers[layer] != "disk"
         }
-        self._rows = {layer: self._open_rows(layer) for layer in layers if layer.by_rows}
+        for layer in layers:
+            for weight in layer.weights:
+                weight.source.fetch = functools.partial(self._fetch, layer, weight)
+            if layer.by_rows:
+                rows = self._open_rows(layer)
+                layer.weights[0].source.rows = functools.partial(self._look_up, layer.weights[0], rows)
+        self._memory = {
+            tensor: dict(tensor.memory)
+            for layer in layers
+            if layer.by_rows
+            for tensor in layer.bundle.tensors
+        }
         for number in self._held:
             for tensor in layers[number].bundle.tensors:
                 tensor.memory.clear()  # its bytes are in the bundle now
@@ -87,24 +108,32 @@ class Engine:
         self._shut = weakref.finalize(self, _shut, self._ring, device, disk, held)
 
     def attach(self, model: nn.Module) -> None:
-        """Puts the hooks onto the modules."""
+        """Put the weights and what lends to them into the modules."""
         for layer in self.layers:
-            module = layer.module
-            before = self._before_rows(layer) if layer.by_rows else self._before(layer)
-            after = self._after(layer)
-            self._handles += [
-                module.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
-                module.register_forward_hook(after, always_call=True),
-            ]
-        self._handles.append(model.register_forward_hook(self._after_all))
+            for weight in layer.weights:
+                put(weight.owners, Offloaded.parameter(weight.source, self.device.where))
+        whole = [layer for layer in self.layers if not layer.by_rows]
+        for layer in whole:
+            self._wrap(layer.module, "forward", functools.partial(self._run_layer, layer))
+        mine = {layer.module for layer in whole}
+        for module in model.modules():
+            around = module not in mine and not mine.isdisjoint(module.modules())
+            if around and type(module).forward is not nn.Module.forward:
+                self._wrap(module, "forward", self._run_forward)
+            if (around or module is model) and callable(getattr(module, "generate", None)):
+                self._wrap(module, "generate", self._run)
+        self._wrap(model, "_apply", self._convert)
+        # At once, before all weights have been copied.
+        model.__dict__ |= {"__deepcopy__": _refuse_copies, "__reduce_ex__": _refuse_copies}
 
     def close(self) -> None:
-        """Takes the hooks away, ends the threads, closes the files and gives memory back."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._release()
+        """Take what runs the layers away, end the threads, close the files and give memory back."""
+        while self._wrapped:
+            self._wrapped.pop().remove()
+        self._take_back()
         self._shut()
+        self._recent.clear()
+        self._memory.clear()
 
     def moved(self) -> Moved:
         """What has been moved so far, and how long it took."""
@@ -117,96 +146,145 @@ class Engine:
             decoding=self.device.decoding,
         )
 
-    def _before(self, layer: Layer) -> Callable[..., None]:
-        number = self._numbers[layer]
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        """Refused: threads and files cannot be copied."""
+        _refuse_copies()
 
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self._claim(layer)
-            ring = self._ring if self.tiers[layer] in self.device.streamed else None
-            place = self._held[number] if ring is None else ring.take(number)
-            try:
-                weights, lies_there = self.device.decode(layer, place)
-            except BaseException:
-                if ring is not None:
-                    ring.give_back()
-                raise
-            if ring is not None and not lies_there:
-                ring.give_back()
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refused, as above."""
+        _refuse_copies()
 
-            def release() -> None:
-                for weight in layer.weights:
-                    _assign(weight.owners, weight.placeholder)
-                self.device.release()
-                if ring is not None and lies_there:
-                    ring.give_back()
+    def _wrap(self, module: nn.Module, name: str, run: Callable[..., Any]) -> None:
+        self._wrapped.append(_Wrapped(module, name, run))
 
-            self._running = (layer, release, threading.get_ident())
-            for weight, tensor in zip(layer.weights, weights, strict=True):
-                parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, False)
-                _assign(weight.owners, parameter)
+    def _run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A function, while no other thread runs anything of the model."""
+        with self._turn:
+            if self._turn.depth == 1:
+                self._forwards = 0
+                self._take_back()  # an interrupt may have left it
+            return function(*args, **kwargs)
 
-        return hook
+    def _run_forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._run(self._checked, function, *args, **kwargs)
 
-    def _before_rows(self, layer: Layer) -> Callable[..., Any]:
-        """Of an embedding: the rows that are looked up become its weight, and their numbers the input."""
-        (weight,) = layer.weights
-        source = self._rows[layer]
-        dtype = source.tensor.torch_dtype
-
-        def hook(module: nn.Embedding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            self._claim(layer)
-            ids = args[0] if args else kwargs["input"]
-            rows, inverse = torch.unique(ids, return_inverse=True)
-            chosen = rows.tolist()
-            if chosen and not 0 <= chosen[0] <= chosen[-1] < weight.shape[0]:
-                raise IndexError(f"index out of range: the embedding has {weight.shape[0]} rows")
-            data = layout.allocate(len(chosen) * weight.shape[1] * source.itemsize)
-            before = self.disk.nbytes
-            source.get(chosen, data)
-            self.rows_nbytes += self.disk.nbytes - before
-            table = from_bytes(data, dtype, (len(chosen), weight.shape[1]))
-            padding = module.padding_idx
-
-            def release() -> None:
-                _assign(weight.owners, weight.placeholder)
-                module.padding_idx = padding
-
-            self._running = (layer, release, threading.get_ident())
-            # It matters for gradients alone, and would have to be one of the rows.
-            module.padding_idx = None
-            table = table.to(device=self.device.where, dtype=weight.dtype)
-            _assign(weight.owners, nn.Parameter(table, requires_grad=False))
-            if args:
-                return (inverse, *args[1:]), kwargs
-            return args, {**kwargs, "input": inverse}
-
-        return hook
-
-    def _after(self, layer: Layer) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if self._running is not None and self._running[0] is layer:
-                self._release()
-
-        return hook
-
-    def _after_all(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _checked(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A forward; the outermost one hears of faults, and gives its caller plain tensors."""
+        self._forwards += 1
+        try:
+            output = function(*args, **kwargs)
+        finally:
+            self._forwards -= 1
+        if self._forwards:
+            return output
         self.device.check()
+        return owned(output)
 
-    def _claim(self, layer: Layer) -> None:
-        """Makes sure that no other layer is running: dense memory is there for one."""
-        if self._running is None:
-            return
-        thread = self._running[2]
-        alive = any(one.ident == thread for one in threading.enumerate())
-        if thread != threading.get_ident() and alive:
-            raise UsageError("an offloaded model runs on one thread at a time")
-        # An interrupt has left it behind.
-        self._release()
+    def _run_layer(self, layer: Layer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._run_forward(self._with_weights, layer, function, *args, **kwargs)
 
-    def _release(self) -> None:
+    def _with_weights(self, layer: Layer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The forward of a layer; within that of another its weights are fetched one by one."""
+        if self._running is not None:
+            return function(*args, **kwargs)
+        try:
+            self._lend(layer)
+            return owned(function(*args, **kwargs))
+        finally:
+            self._take_back()
+
+    def _lend(self, layer: Layer) -> None:
+        number = self._numbers[layer]
+        ring = self._ring if self.tiers[layer] in self.device.streamed else None
+        if ring is None and number not in self._held:
+            _refuse_closed()
+        place = self._held[number] if ring is None else ring.take(number)
+        try:
+            loans, lies_there = self.device.decode(layer, place)
+        except BaseException:
+            if ring is not None:
+                ring.give_back()
+            raise
+        if ring is not None and not lies_there:
+            ring.give_back()
+        self._running = layer, lies_there
+        for weight, loan in zip(layer.weights, loans, strict=True):
+            weight.source.lend(loan)
+
+    def _take_back(self) -> None:
         running, self._running = self._running, None
-        if running is not None:
-            running[1]()
+        if running is None:
+            return
+        layer, lies_there = running
+        for weight in layer.weights:
+            weight.source.take_back()
+        if lies_there and self._ring is not None and self.tiers[layer] in self.device.streamed:
+            self._ring.give_back()
+
+    def _convert(self, function: Callable[..., Any], change: Callable[..., Any], *args: Any) -> Any:
+        """``_apply``, by which models are moved and cast, if that leaves the weights as they are."""
+        for layer in self.layers:
+            for weight in layer.weights:
+                some = torch.empty(0, dtype=weight.dtype, device=self.device.where)
+                if change(some) is not some:
+                    raise UsageError(
+                        "an offloaded model cannot be moved, cast or shared: load it again, with device= or "
+                        "dtype= of offload_model"
+                    )
+        return function(change, *args)
+
+    def _fetch(self, layer: Layer, weight: Weight, own: bool) -> torch.Tensor:
+        """A dense weight while its layer does not run."""
+        if not self._shut.alive:
+            _refuse_closed()
+        found = None if own else self._recent.get(weight.source)
+        if found is not None:
+            return found
+        memory, scratch = layout.allocate(weight.nbytes), None
+        with torch.inference_mode(False), torch.no_grad(), openmp.used():
+            dense = from_bytes(memory, weight.dtype, weight.shape)
+            for number, start in weight.pieces:
+                tensor = layer.bundle.tensors[number]
+                parts = self._parts(tensor)
+                if not weight.cast:
+                    tensor.decode(parts, memory[start : start + tensor.dense_nbytes], stream=False)
+                    continue
+                scratch = layout.allocate(tensor.dense_nbytes)
+                tensor.decode(parts, scratch, stream=False)
+                source = from_bytes(scratch, tensor.torch_dtype, (-1,))
+                first = start // weight.dtype.itemsize
+                dense.view(-1)[first : first + source.numel()].copy_(source)
+            dense = dense.to(self.device.where)
+        if not own:
+            self._recent.put(weight.source, dense)
+        return dense
+
+    def _parts(self, tensor: Stored) -> dict[str, Bytes]:
+        """The parts of a tensor, from wherever they are."""
+        for number, held in self._held.items():
+            bundle = self.layers[number].bundle
+            if tensor in bundle.tensors:
+                parts = bundle.parts(bundle.tensors.index(tensor), held)
+                return {role: _on_host(part) for role, part in parts.items()}
+        if tensor.file is None:
+            return self._memory[tensor]
+        bundle = Bundle.of([tensor])
+        memory = aligned(bundle.nbytes)
+        self.disk.read(bundle.reads, memory)
+        return bundle.parts(0, memory)
+
+    def _look_up(self, weight: Weight, source: Rows, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of an embedding."""
+        if not self._shut.alive:
+            _refuse_closed()
+        rows, inverse = torch.unique(ids, return_inverse=True)
+        chosen = rows.tolist()
+        if chosen and not 0 <= chosen[0] <= chosen[-1] < weight.shape[0]:
+            raise IndexError(f"index out of range: the embedding has {weight.shape[0]} rows")
+        data = layout.allocate(len(chosen) * weight.shape[1] * source.itemsize)
+        source.get(chosen, data)
+        table = from_bytes(data, source.tensor.torch_dtype, (len(chosen), weight.shape[1]))
+        return table.to(device=self.device.where, dtype=weight.dtype)[inverse]
 
     def _open_rows(self, layer: Layer) -> Rows:
         (tensor,) = layer.bundle.tensors
@@ -229,6 +307,46 @@ def _shut(ring: Ring[int, Any] | None, device: Device, disk: Disk, held: dict[in
     held.clear()
 
 
-def _assign(owners: Sequence[Owner], parameter: nn.Parameter) -> None:
-    for module, name in owners:
-        module._parameters[name] = parameter
+def _on_host(part: Any) -> Bytes:
+    return part if isinstance(part, np.ndarray) else to_bytes(part.cpu())
+
+
+def _refuse_closed() -> NoReturn:
+    raise UsageError("the offloaded model was closed: its weights cannot be read any more")
+
+
+def _refuse_copies(*_: object) -> NoReturn:
+    raise UsageError(
+        "an offloaded model cannot be copied or pickled: call offload_model again where another one is needed"
+    )
+
+
+class _Wrapped:
+    """A method of a module, run by an engine until this is removed."""
+
+    def __init__(self, module: nn.Module, name: str, run: Callable[..., Any]) -> None:
+        self._module, self._name, self._run = module, name, run
+        self._before = module.__dict__.get(name)
+        self._function = getattr(module, name)
+        functools.update_wrapper(self, self._function)
+        module.__dict__[name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(self._function, *args, **kwargs)
+
+    def remove(self) -> None:
+        """Put back what was there, if nobody has put another one there."""
+        if self._module.__dict__.get(self._name) is not self:
+            return
+        if self._before is None:
+            del self._module.__dict__[self._name]
+        else:
+            self._module.__dict__[self._name] = self._before
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        """Refused: a copy of the module would run the weights of this one."""
+        _refuse_copies()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refused, as above."""
+        _refuse_copies()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pyendor import cuda
+from pyendor.errors import UsageError
 from pyendor.layout import Bytes
 from pyendor.offload.cpu import fill
 from pyendor.offload.disk import Disk, aligned
@@ -155,6 +156,11 @@ class Gpu:
     def decode(self, layer: Layer, place: Any) -> tuple[list[torch.Tensor], bool]:
         """As of :class:`~pyendor.offload.device.Device`."""
         streams = self._streams
+        if self.where.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise UsageError(
+                "an offloaded model cannot be captured in a CUDA graph: its layers are copied to memory that "
+                "is used again; capture a model that is on the GPU as a whole"
+            )
         slot = place if isinstance(place, Slot) else None
         memory = slot.memory if slot is not None else place
         key = id(layer), memory.data_ptr()
@@ -171,9 +177,6 @@ class Gpu:
         if slot is not None:
             streams.mark(slot.decoded, copying=False)
         return ready.weights, False
-
-    def release(self) -> None:
-        """As of :class:`~pyendor.offload.device.Device`; they lie in dense memory."""
 
     def check(self) -> None:
         """As of :class:`~pyendor.offload.device.Device`: what kernels have found broken is told here."""

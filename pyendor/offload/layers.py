@@ -1,8 +1,9 @@
 """A model cut into layers, whose weights come and go together, and what is left, which stays.
 
 A layer is what transformers does not split either (a decoder layer), or a child of a list of modules; outside
-of these, every module with weights of its own. Vectors (norms, biases), weights beside layers and buffers are
-little: they stay.
+of these, every module with weights of its own. Lists and dictionaries of modules, which are never called, are
+no layers; modules that use the weights of their children, as attention does, are cut no further. Vectors
+(norms, biases), weights beside layers and buffers are little: they stay.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ import torch
 from torch import nn
 
 from pyendor import layout
+from pyendor.offload.fetched import Source
 from pyendor.offload.names import Piece
 from pyendor.offload.stored import Bundle, Stored
 from pyendor.torch_bytes import row_of
+
+# Modules that use the weights of their children instead of calling them.
+_WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 # Where a weight begins in dense memory: what vector instructions of any processor ask for.
 ALIGNMENT = 256
@@ -31,7 +36,7 @@ class Weight:
 
     Attributes:
         owners: the modules that have it, and their names for it.
-        placeholder: what they have while their layer does not run, on the meta device.
+        source: what the tensor that they have gets its elements from.
         shape, dtype: as the model wants it.
         pieces: tensors of the bundle, by number, and the byte at which each begins.
         at: where it begins in dense memory; None where it is used as it lies in the bundle.
@@ -39,7 +44,7 @@ class Weight:
     """
 
     owners: tuple[Owner, ...]
-    placeholder: nn.Parameter
+    source: Source
     shape: tuple[int, ...]
     dtype: torch.dtype
     pieces: tuple[tuple[int, int], ...]
@@ -108,10 +113,10 @@ def cut(model: nn.Module, pieces: Mapping[str, Sequence[Piece]], *, views: bool)
         views: use plain tensors as they lie in the bundle, where that is possible.
     """
     layers, taken = [], set()
-    placeholders: dict[int, nn.Parameter] = {}
+    sources: dict[int, Source] = {}
     for name, module, members in _modules(model):
         if any(parameter.ndim > 1 for _, _, parameter in members):
-            layers.append(_layer(name, module, members, pieces, placeholders, views))
+            layers.append(_layer(name, module, members, pieces, sources, views))
             taken |= {path for path, _, parameter in members if parameter.ndim > 1}
     kept: dict[str, list[Owner]] = {}
     for name in pieces.keys() - taken:
@@ -136,12 +141,13 @@ def _modules(
         children = [
             (key, child) for key, child in module.named_children() if any(True for _ in child.parameters())
         ]
+        called = type(module).forward is not nn.Module.forward
         uncut = type(module).__name__ in whole if whole else listed
-        if uncut or not children:
+        if called and (uncut or not children or isinstance(module, _WHOLE)):
             yield name, module, list(_parameters(name, module))
             return
+        inside = isinstance(module, nn.Sequential) or not called
         for key, child in children:
-            inside = isinstance(module, nn.ModuleList | nn.Sequential)
             yield from visit(f"{name}.{key}" if name else key, child, inside)
 
     # A model that is a single layer has nothing to go before or after.
@@ -161,7 +167,7 @@ def _layer(
     module: nn.Module,
     members: list[tuple[str, Owner, nn.Parameter]],
     pieces: Mapping[str, Sequence[Piece]],
-    placeholders: dict[int, nn.Parameter],
+    sources: dict[int, Source],
     views: bool,
 ) -> Layer:
     owners: dict[int, list[Owner]] = {}
@@ -184,22 +190,15 @@ def _layer(
         if direct:
             direct = bundle.places[numbers[id(first)]]["values"][0] % row.itemsize == 0
         placed = tuple((numbers[id(piece.tensor)], piece.start * row.itemsize) for piece in parts)
-        placeholder = placeholders.setdefault(key, _nowhere(parameter))
-        about = (tuple(owners[key]), placeholder, tuple(parameter.shape), parameter.dtype)
+        source = sources.setdefault(key, Source(path, parameter.shape, parameter.dtype))
+        about = (tuple(owners[key]), source, tuple(parameter.shape), parameter.dtype)
         weight = Weight(*about, placed, None if direct else at, cast)
         weights.append(weight)
         at += 0 if direct else layout.roundup(weight.nbytes, ALIGNMENT)
     return Layer(name, module, tuple(weights), bundle, at, scratch, _by_rows(module, weights))
 
 
-def _nowhere(parameter: nn.Parameter) -> nn.Parameter:
-    if parameter.device.type == "meta":
-        return parameter
-    nothing = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-    return nn.Parameter(nothing, requires_grad=False)
-
-
 def _by_rows(module: nn.Module, weights: Sequence[Weight]) -> bool:
-    """Whether a module is a plain embedding, of which the rows that are looked up are enough."""
-    plain = isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
-    return plain and module.max_norm is None and len(weights) == 1 and len(weights[0].pieces) == 1
+    """Whether a module is an embedding, of which the rows that are looked up are enough."""
+    plain = isinstance(module, nn.Embedding) and module.max_norm is None
+    return plain and len(weights) == 1 and len(weights[0].pieces) == 1

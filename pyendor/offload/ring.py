@@ -17,6 +17,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from pyendor.errors import UsageError
+
 # A second one has begun when the first comes to its end, so that a disk always has something to do.
 _THREADS = 2
 
@@ -124,7 +126,7 @@ class Ring(Generic[Key, Slot]):
 
     def _require_open(self) -> None:
         if self._closed:
-            raise ValueError("the offloaded model was closed: its weights cannot be read any more")
+            raise UsageError("the offloaded model was closed: its weights cannot be read any more")
 
     def _job(self, key: Key) -> _Job[Key, Slot]:
         """The job that fetches a key, first in the queue: the one that was guessed, or a new one."""
