@@ -693,7 +693,7 @@ def test_a_graph_of_a_gpu_cannot_hold_it(offloaded: Callable[..., Any], monkeypa
     for gpu_memory in (0, "1GB"):
         model = offloaded(Direct, device="cuda", gpu_memory=gpu_memory, host_memory=0)
         with monkeypatch.context() as patch:
-            patch.setattr(torch.cuda, "is_initialized", lambda: True)
+            patch.setattr(model._endor_offload.device, "where", torch.device("cuda"))
             patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
             with pytest.raises(UsageError, match="cannot be captured in a CUDA graph"):
                 model(x)

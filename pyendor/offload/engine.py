@@ -122,6 +122,10 @@ class Engine:
                 self._wrap(module, "forward", self._run_forward)
             if (around or module is model) and callable(getattr(module, "generate", None)):
                 self._wrap(module, "generate", self._run)
+        for module in {
+            owner for layer in self.layers for weight in layer.weights for owner, _ in weight.owners
+        }:
+            self._wrap(module, "_apply", functools.partial(self._convert_own, module))
         self._wrap(model, "_apply", self._convert)
         # At once, before all weights have been copied.
         model.__dict__ |= {"__deepcopy__": _refuse_copies, "__reduce_ex__": _refuse_copies}
@@ -221,7 +225,9 @@ class Engine:
         if lies_there and self._ring is not None and self.tiers[layer] in self.device.streamed:
             self._ring.give_back()
 
-    def _convert(self, function: Callable[..., Any], change: Callable[..., Any], *args: Any) -> Any:
+    def _convert(
+        self, function: Callable[..., Any], change: Callable[..., Any], *args: Any, **options: Any
+    ) -> Any:
         """``_apply``, by which models are moved and cast, if that leaves the weights as they are."""
         for layer in self.layers:
             for weight in layer.weights:
@@ -231,7 +237,27 @@ class Engine:
                         "an offloaded model cannot be moved, cast or shared: load it again, with device= or "
                         "dtype= of offload_model"
                     )
-        return function(change, *args)
+        return function(change, *args, **options)
+
+    def _convert_own(
+        self,
+        module: nn.Module,
+        function: Callable[..., Any],
+        change: Callable[..., Any],
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        """The same of a module in it: weights that change are dense from now on, as a model may want some."""
+        own = {name: one for name, one in module._parameters.items() if isinstance(one, Offloaded)}
+        with torch.no_grad():
+            changed = {name: change(one) for name, one in own.items()}
+        try:
+            module._parameters.update(dict.fromkeys(own))  # torch would give their memory to them
+            return function(change, *args, **options)
+        finally:
+            for name, one in changed.items():
+                parameter = one if isinstance(one, nn.Parameter) else nn.Parameter(one, requires_grad=False)
+                module._parameters[name] = parameter
 
     def _fetch(self, layer: Layer, weight: Weight, own: bool) -> torch.Tensor:
         """A dense weight while its layer does not run."""
