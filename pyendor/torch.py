@@ -358,6 +358,10 @@ def iter_weights(
         def fetch(one: file.File, name: str) -> tuple[str, Tensor]:
             return name, read(one, name, where, verify=verify)
 
+        def received(future: Future[tuple[str, Tensor]]) -> tuple[str, Tensor]:
+            name, tensor = future.result()
+            return name, torch_cuda.hand_over(tensor)
+
         waiting: deque[Future[tuple[str, Tensor]]] = deque()
         stack.callback(lambda: [future.cancel() for future in waiting])
         for name, one in places.items():
@@ -366,9 +370,9 @@ def iter_weights(
                 continue
             waiting.append(pool.submit(fetch, one, name))
             if len(waiting) > prefetch:
-                yield waiting.popleft().result()
+                yield received(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield received(waiting.popleft())
 
 
 def read(opened: file.File, name: str, device: Device = "cpu", *, verify: bool = False) -> Tensor:

@@ -62,7 +62,7 @@ _lock = threading.Lock()
 
 def usable(device: torch.device) -> bool:
     """True if tensors on a device are decoded there: the kernels of this build have been loaded on it."""
-    if device.type != DEVICE or (device.type == "cuda" and not torch.cuda.is_available()):
+    if device.type != DEVICE or (_real(device) and not torch.cuda.is_available()):
         return False
     return cuda.available(_number(device))
 
@@ -93,7 +93,7 @@ def decode(parts: Mapping[str, Tensor], meta: TensorMeta, out: Tensor) -> None:
             if known is not None and known.fits(meta, memory, parts):
                 known.launch(stream, [to])
                 return
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if _real(device) and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 "a CUDA graph is captured of a tensor that is not checked yet: decode it once before"
             )
@@ -185,7 +185,7 @@ class _Ring:
     """Pinned memory, filled by threads and copied from while what follows is being filled."""
 
     def __init__(self, device: torch.device) -> None:
-        self._real = device.type == "cuda"
+        self._real = _real(device)
         self._slots: list[Tensor] = []
         self._copied: list[Any] = []  # by slot: the event behind the last copy from it
         self._slot, self._used = -1, SLOT
@@ -238,16 +238,31 @@ class _Ring:
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
     """Makes a device the current one."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    return torch.cuda.device(device) if _real(device) else nullcontext()
+
+
+def hand_over(tensor: Tensor) -> Tensor:
+    """Takes a tensor that another thread has loaded, to be used on the current stream.
+
+    Its memory is of that thread's stream, which otherwise uses it again before the current one is done.
+    """
+    if _real(tensor.device):
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    return tensor
+
+
+def _real(device: torch.device) -> bool:
+    """True if it has streams; tests have another one."""
+    return device.type == "cuda"
 
 
 def _number(device: torch.device) -> int:
     """The number of a device, as the driver has it; without one in its name, that of the current device."""
-    if device.type != "cuda":
+    if not _real(device):
         return 0
     return device.index if device.index is not None else torch.cuda.current_device()
 
 
 def _stream(device: torch.device) -> int:
     """The current stream, as a number."""
-    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
+    return int(torch.cuda.current_stream(device).cuda_stream) if _real(device) else 0

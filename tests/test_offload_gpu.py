@@ -387,7 +387,7 @@ class Kvikio:
                 self._data = Path(path).read_bytes()
                 outer.open += 1
 
-            def pread(self, memory: Any, size: int, start: int) -> Any:
+            def pread(self, memory: Any, size: int, start: int, task_size: int) -> Any:
                 outer.reads += outer.direct
                 outer.write()
                 found = self._data[start : start + size - outer.short]
@@ -398,7 +398,16 @@ class Kvikio:
                 outer.open -= 1
 
         self.CuFile = CuFile
+        settings = {"num_threads": 1}
+        self.defaults = type("Defaults", (), {"get": settings.get, "set": settings.__setitem__})
+        self.registered = 0
         self.write()
+
+    def memory_register(self, memory: Any) -> None:
+        self.registered += 1
+
+    def memory_deregister(self, memory: Any) -> None:
+        self.registered -= 1
 
     def write(self) -> None:
         self.counter.write_text(
@@ -425,13 +434,14 @@ def test_gpudirect_storage(case: Case, streams: Streams, kvikio: Callable[..., K
     assert offload.summary(model).read == "gds"
     case.check(model)
     assert library.reads > 10
+    assert library.registered > 1
     assert offload.moved(model).link == 0
     assert offload.moved(model).disk > offload.summary(model).token_disk
     library.short = 1
     with pytest.raises(FormatError, match="became shorter"):
         generate(model, case.ids)
     offload.close(model)
-    assert library.open == 0
+    assert library.open == library.registered == 0
 
 
 @pytest.mark.parametrize(
@@ -446,7 +456,7 @@ def test_what_is_not_direct_is_not_called_so(
     assert found.read in {"direct", "cache"}
     assert why in found.reason
     case.check(model)
-    assert library.open == 0
+    assert library.open == library.registered == 0
     offload.close(model)
 
 

@@ -25,8 +25,8 @@ MODES = ("auto", "direct", "cache", "gds")
 
 # What one request asks for, and how many are on their way: some disks are faster with several. Short ones
 # leave gaps between them, as a thread that has read waits for its turn beside the one that computes.
-_REQUEST = 16 << 20
-_REQUESTS = 4
+REQUEST = 16 << 20
+REQUESTS = 4
 # How much is read in each way to find out which is faster; below _WORTH both together it is not worth it.
 _SAMPLE = 16 << 20
 _WORTH = 256 << 20
@@ -64,7 +64,7 @@ class Disk:
             raise UsageError(f"read {quote(mode)}: there are {', '.join(MODES)}")
         self._open = _open_all(files)
         self._close = weakref.finalize(self, _close_all, list(self._open.values()))
-        self._pool = ThreadPoolExecutor(_REQUESTS, "pyendor-read")
+        self._pool = ThreadPoolExecutor(REQUESTS, "pyendor-read")
         self._lock = threading.Lock()
         self.reads = reads
         self.nbytes = 0
@@ -121,7 +121,7 @@ class Disk:
                 start = read.start
                 while start < read.stop:
                     # Requests end where a page of the file does.
-                    stop = min(read.stop, (start // _REQUEST + 1) * _REQUEST)
+                    stop = min(read.stop, (start // REQUEST + 1) * REQUEST)
                     at = read.at + start - read.start
                     futures.append(self._pool.submit(descriptors.request, buffer, at, start, stop, mode))
                     start = stop

@@ -6,19 +6,23 @@ found to be direct, and everything else is left to :mod:`pyendor.offload.disk`, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pyendor.errors import FormatError
+from pyendor.errors import FormatError, UsageError
 from pyendor.file import File
-from pyendor.offload.disk import Disk
+from pyendor.offload.disk import REQUEST, REQUESTS, Disk
 from pyendor.offload.stored import PAGE, Read
 
 # Of the kernel module that does it. Every read that was direct is counted there.
 _STATISTICS = Path("/proc/driver/nvidia-fs/stats")
+# Memory that is needed to find out whether reads are direct.
+TRIAL = (1 << 20) + PAGE
 
 
 class Gds:
@@ -33,7 +37,10 @@ class Gds:
         import kvikio
 
         self._disk = disk
+        self._kvikio = kvikio
         self._open: dict[int, Any] = {}
+        self._registered: list[torch.Tensor] = []
+        _allow_threads(kvikio)
         try:
             for file in files:
                 self._open[id(file)] = kvikio.CuFile(str(file.path), "r")
@@ -49,31 +56,86 @@ class Gds:
             FormatError: one has become shorter.
             UsageError: one has changed since it was opened.
         """
-        waiting = []
-        for read in reads:
-            size = read.stop - read.start
-            opened = self._open[id(read.file)]
-            waiting.append((read, opened.pread(memory[read.at : read.at + size], size, read.start)))
-        for read, future in waiting:
-            try:
-                done = future.get()
-            except RuntimeError as error:
-                raise OSError(5, f"{error} at byte {read.start} of", str(read.file.path)) from error
+        waiting: list[tuple[Read, Any]] = []
+        try:
+            for read in reads:
+                size, opened = read.stop - read.start, self._open[id(read.file)]
+                part = memory[read.at : read.at + size]
+                waiting.append((read, _told(read, opened.pread, part, size, read.start, REQUEST)))
+        finally:
+            # When this returns nobody writes to the memory any more, also after an error.
+            results = [(read, _result(future)) for read, future in waiting]
+        for read, done in results:
+            if isinstance(done, Exception):
+                raise _error(done, read) from done
             if done != read.stop - read.start:
                 found = "the file became shorter while a model was running from it"
                 raise FormatError("C-9", found, offset=read.start + done, path=read.file.path)
         self._disk.require_unchanged(reads)
         self._disk.count(sum(read.stop - read.start for read in reads))
 
+    def slot(self, memory: torch.Tensor, nbytes: int) -> torch.Tensor:
+        """Memory that is read into again and again: of this, so many bytes from the first whole page on.
+
+        It is registered with cuFile, which otherwise takes a detour by way of memory of its own.
+        """
+        with contextlib.suppress(
+            RuntimeError
+        ):  # as where two slots are of one allocation; it works all the same
+            self._kvikio.memory_register(memory)
+            self._registered.append(memory)
+        start = -memory.data_ptr() % PAGE
+        return memory[start : start + nbytes]
+
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files, and lets go of memory."""
+        for memory in self._registered:
+            with contextlib.suppress(RuntimeError):
+                self._kvikio.memory_deregister(memory)
+        self._registered.clear()
         for opened in self._open.values():
             opened.close()
         self._open.clear()
 
 
-def open_gds(disk: Disk, device: torch.device) -> Gds | str:
-    """What reads the files of a disk directly; or why there is none."""
+def _allow_threads(kvikio: Any) -> None:
+    """As many reads at the same time as :mod:`pyendor.offload.disk` has, unless the user has set a number.
+
+    The threads are the whole process's: their number is raised and never lowered, as others may use them.
+    """
+    if "KVIKIO_NTHREADS" not in os.environ and kvikio.defaults.get("num_threads") < REQUESTS:
+        kvikio.defaults.set("num_threads", REQUESTS)
+
+
+def _told(read: Read, start: Callable[..., Any], *arguments: Any) -> Any:
+    """Begins a read."""
+    try:
+        return start(*arguments)
+    except RuntimeError as error:
+        raise _error(error, read) from error
+
+
+def _result(future: Any) -> int | Exception:
+    """How many bytes were read, or the error that it ended in."""
+    try:
+        return int(future.get())
+    except (RuntimeError, OSError) as error:
+        return error
+
+
+def _error(error: Exception, read: Read) -> Exception:
+    if isinstance(error, OSError):
+        return error
+    return OSError(5, f"{error} at byte {read.start} of", str(read.file.path))
+
+
+def open_gds(disk: Disk, trial: Callable[[], torch.Tensor]) -> Gds | str:
+    """What reads the files of a disk directly; or why there is none.
+
+    Args:
+        disk: has their files, and what will be read.
+        trial: gives ``uint8 [TRIAL]`` on the device, that nothing else is at work on.
+    """
     if not disk.reads:
         return "nothing is read from disk"
     why = _unavailable()
@@ -83,11 +145,11 @@ def open_gds(disk: Disk, device: torch.device) -> Gds | str:
     try:
         gds = Gds({id(read.file): read.file for read in disk.reads}.values(), disk)
         try:
-            _try(gds, disk.reads[0], device)
+            _try(gds, disk.reads[0], trial())
         except BaseException:
             gds.close()
             raise
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, UsageError) as error:
         return str(error)
     if _direct_reads() == before:
         gds.close()
@@ -95,12 +157,12 @@ def open_gds(disk: Disk, device: torch.device) -> Gds | str:
     return gds
 
 
-def _try(gds: Gds, read: Read, device: torch.device) -> None:
-    """A read of some length."""
+def _try(gds: Gds, read: Read, trial: torch.Tensor) -> None:
+    """A read of some length, as those to slots are."""
     size = min(read.stop - read.start, 1 << 20)
+    room = gds.slot(trial, trial.numel() - PAGE)
     at = read.start % PAGE
-    memory = torch.empty(at + size, dtype=torch.uint8, device=device)
-    gds.read([Read(read.file, read.start, read.start + size, at)], memory)
+    gds.read([Read(read.file, read.start, read.start + min(size, room.numel() - at), at)], room)
 
 
 def _unavailable() -> str | None:

@@ -18,10 +18,10 @@ from pyendor.errors import UsageError
 from pyendor.layout import Bytes
 from pyendor.offload.cpu import fill
 from pyendor.offload.disk import Disk, aligned
-from pyendor.offload.gds import Gds, open_gds
+from pyendor.offload.gds import TRIAL, Gds, open_gds
 from pyendor.offload.layers import Layer
 from pyendor.offload.plan import Tier
-from pyendor.offload.stored import Bundle, Stored
+from pyendor.offload.stored import PAGE, Bundle, Stored
 from pyendor.offload.streams import Streams
 from pyendor.torch_bytes import memory_of
 
@@ -94,12 +94,20 @@ class Gpu:
     def connect(self, disk: Disk, read: str) -> None:
         """As of :class:`~pyendor.offload.device.Device`: straight to the device, if that can be had."""
         self._disk = disk
-        direct = open_gds(disk, self.where) if read in {"auto", "gds"} else "another way was asked for"
+        direct: Gds | str = "another way was asked for"
+        if read in {"auto", "gds"}:
+            direct = open_gds(disk, self._trial)
         if isinstance(direct, str):
             disk.reason += f"; not to the GPU directly: {direct}"
         else:
             self._gds = direct
             disk.mode, disk.reason = "gds", "to the GPU directly, as its driver has counted"
+
+    def _trial(self) -> torch.Tensor:
+        """Memory that is written to by no stream: what had it before is done with it."""
+        memory = self._streams.memory(TRIAL)
+        self._streams.finish()
+        return memory
 
     def prepare(self, layers: Sequence[Layer], dense_nbytes: int, scratch_nbytes: int) -> None:
         """As of :class:`~pyendor.offload.device.Device`."""
@@ -114,8 +122,14 @@ class Gpu:
     def slot(self, nbytes: int, from_disk: int) -> Slot:
         """As of :class:`~pyendor.offload.device.Device`."""
         staging = self._pin(from_disk) if from_disk and self._gds is None else None
-        events = self._streams.event(), self._streams.event()
-        return Slot(self._streams.memory(nbytes), *events, staging)
+        copied, decoded = self._streams.event(), self._streams.event()
+        if self._gds is not None and from_disk:
+            memory = self._gds.slot(self._streams.memory(nbytes + PAGE), nbytes)
+        else:
+            memory = self._streams.memory(nbytes)
+        # What had this memory before is done with it when the stream it was allocated on has come to here.
+        self._streams.mark(decoded, copying=False)
+        return Slot(memory, copied, decoded, staging)
 
     def hold(self, bundle: Bundle, tier: Tier) -> Any:
         """As of :class:`~pyendor.offload.device.Device`: pinned bytes, or memory of the device."""

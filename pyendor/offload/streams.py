@@ -24,7 +24,7 @@ class Streams(Protocol):
         """Bytes of the device's memory that are free."""
 
     def memory(self, nbytes: int) -> torch.Tensor:
-        """Device memory, ``uint8 [nbytes]``.
+        """Device memory, ``uint8 [nbytes]``; what streams are given from now on waits until it is free.
 
         Raises:
             UsageError: there is not so much.
@@ -63,13 +63,18 @@ class Streams(Protocol):
 
 
 class Cuda:
-    """A CUDA device; computing is done on the stream that is current for the caller."""
+    """A CUDA device; computing is done on the stream that is current for the caller.
+
+    That may be another one each time. As they share memory, and the copying stream shares it with them, a
+    stream that becomes current first waits for what the last one has been given.
+    """
 
     def __init__(self, device: torch.device) -> None:
         torch.cuda.init()  # type: ignore[no-untyped-call]
         index = device.index if device.index is not None else torch.cuda.current_device()
         self.where = torch.device("cuda", index)
         self._copying = torch.cuda.Stream(self.where)  # type: ignore[no-untyped-call]
+        self._computing = torch.cuda.current_stream(self.where)
 
     def free_memory(self) -> int:
         """As of :class:`Streams`."""
@@ -78,14 +83,20 @@ class Cuda:
 
     def memory(self, nbytes: int) -> torch.Tensor:
         """As of :class:`Streams`."""
+        # PyTorch hands out memory that the current stream may still be at work on, of which it knows that all
+        # that stream is given comes behind that. It has to be told of every other stream.
+        current = self._stream(False)
         try:
-            return torch.empty(nbytes, dtype=torch.uint8, device=self.where)
+            memory = torch.empty(nbytes, dtype=torch.uint8, device=self.where)
         except torch.cuda.OutOfMemoryError as error:
             free = self.free_memory()
             raise UsageError(
                 f"{nbytes / 1e9:.2f} GB of GPU memory are not to be had, {free / 1e9:.2f} GB are free: a "
                 "smaller gpu_memory= or prefetch= needs less"
             ) from error
+        self._copying.wait_stream(current)
+        memory.record_stream(self._copying)
+        return memory
 
     def pinned(self, nbytes: int) -> Bytes:
         """As of :class:`Streams`. PyTorch's own pinned memory would be rounded up to a power of two."""
@@ -103,11 +114,12 @@ class Cuda:
     def unpin(self, memory: Bytes) -> None:
         """As of :class:`Streams`."""
         if memory.size:
-            _runtime().cudaHostUnregister(memory.ctypes.data)
+            with torch.cuda.device(self.where):
+                _runtime().cudaHostUnregister(memory.ctypes.data)
 
     def event(self) -> Any:
-        """As of :class:`Streams`."""
-        return torch.cuda.Event()  # type: ignore[no-untyped-call]
+        """As of :class:`Streams`. Who waits for it on the host sleeps, and leaves the processor to others."""
+        return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
     def mark(self, event: Any, *, copying: bool) -> None:
         """As of :class:`Streams`."""
@@ -136,7 +148,13 @@ class Cuda:
         torch.cuda.synchronize(self.where)
 
     def _stream(self, copying: bool) -> torch.cuda.Stream:
-        return self._copying if copying else torch.cuda.current_stream(self.where)
+        if copying:
+            return self._copying
+        current = torch.cuda.current_stream(self.where)
+        if current != self._computing:
+            current.wait_stream(self._computing)
+            self._computing = current
+        return current
 
 
 def _runtime() -> Any:
