@@ -21,6 +21,7 @@ from typing import BinaryIO
 from pyendor import locks, rights, system
 from pyendor.errors import UsageError, quote
 from pyendor.rights import Rights
+from pyendor.stamps import Stamp
 
 SUFFIX = ".endor-tmp"
 
@@ -144,16 +145,20 @@ def _remove_unless_locked(path: Path) -> None:
         locks.release(descriptor)
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copies a file's bytes, rights and times to a new file, flushed to disk."""
-    with open(source, "rb") as file:
+def copy_file(source: Stamp, target: Path) -> None:
+    """Copies a file's bytes, rights and times to a new file, flushed to disk.
+
+    Raises:
+        UsageError: the source is not what it was.
+    """
+    with open(source.open(), "rb") as file:
         status = os.fstat(file.fileno())
         with open(target, "xb", opener=lambda *_: _create(target)) as copy:
             shutil.copyfileobj(file, copy, _CHUNK)
             copy.flush()
             made = os.fstat(copy.fileno())
             place = copy.fileno() if os.chmod in os.supports_fd else target
-            os.chmod(place, Rights.of(status).within(made.st_gid))
+            os.chmod(place, source.rights.within(made.st_gid))
             os.fsync(copy.fileno())
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 

@@ -17,6 +17,7 @@ from typing import Any
 from pyendor import file, jsontext, metadata
 from pyendor.errors import FormatError, UnsupportedError, UsageError, quote
 from pyendor.file import File
+from pyendor.stamps import Stamp
 
 METHOD = "endor"
 CONFIG = "config.json"
@@ -177,9 +178,12 @@ def is_kept_original(name: str) -> bool:
     return name == DENSE_CONFIG or (is_index(name) and _is_variant(name, "dense"))
 
 
-def read_index(path: Path) -> dict[str, str]:
-    """The ``weight_map`` of an index: file names by physical tensor (K-1)."""
-    weight_map = read_object(path).get("weight_map")
+def read_index(path: Path, stamp: Stamp | None = None) -> dict[str, str]:
+    """The ``weight_map`` of an index: file names by physical tensor (K-1).
+
+    With its stamp, it has to be what it was.
+    """
+    weight_map = read_object(path, stamp).get("weight_map")
     if not isinstance(weight_map, dict):
         raise FormatError("K-1", "the index has no object 'weight_map'", path=path)
     for tensor, name in weight_map.items():
@@ -207,10 +211,10 @@ def read_dense_index(path: Path) -> dict[str, str]:
     return dict(weight_map)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, stamp: Stamp | None = None) -> dict[str, Any]:
     """A small JSON file that is one object, strictly read; numbers come as text."""
     try:
-        return jsontext.parse(_text(path))
+        return jsontext.parse(_text(path, stamp))
     except UnicodeDecodeError as error:
         raise FormatError("K-1", f"not UTF-8: {error.reason}", offset=error.start, path=path) from error
     except FormatError as error:
@@ -223,10 +227,15 @@ def index_text(weight_map: Mapping[str, str], metadata: Mapping[str, Any]) -> st
     return json.dumps({"metadata": dict(metadata), "weight_map": ordered}, indent=2) + "\n"
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A ``config.json`` (K-8). Other software writes it, so what Python's reader admits is admitted."""
+def read_config(path: Path, stamp: Stamp | None = None) -> dict[str, Any]:
+    """A ``config.json`` (K-8). Other software writes it, so what Python's reader admits is admitted.
+
+    With its stamp, it has to be what it was.
+    """
     try:
-        config = json.loads(_text(path))
+        config = json.loads(_text(path, stamp))
+    except UsageError:  # a ValueError too
+        raise
     except (ValueError, RecursionError) as error:
         raise FormatError("K-8", f"not JSON: {error}", path=path) from error
     if not isinstance(config, dict):
@@ -267,11 +276,12 @@ def config_text(config: Mapping[str, Any]) -> str:
         raise UnsupportedError(f"{CONFIG} is nested too deep for this build") from None
 
 
-def _text(path: Path) -> str:
-    size = path.stat().st_size
-    if size > LONGEST_JSON:
-        raise UnsupportedError(f"{quote(str(path))} has {size} bytes, more than this build reads")
-    return path.read_text(encoding="utf-8")
+def _text(path: Path, stamp: Stamp | None = None) -> str:
+    with open(path if stamp is None else stamp.open(), encoding="utf-8") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > LONGEST_JSON:
+            raise UnsupportedError(f"{quote(str(path))} has {size} bytes, more than this build reads")
+        return stream.read()
 
 
 def _stem(name: str) -> str:
@@ -305,18 +315,23 @@ def _walk(root: Path) -> tuple[list[PurePosixPath], dict[str, str]]:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 path = directory / entry.name
                 target = (root / path).resolve()
-                checked = str(path) == CONFIG or is_index(str(path)) or _WEIGHTS.fullmatch(str(path))
                 if entry.name in NOT_OURS:
                     left_out[str(path)] = "not part of the model"
                 elif entry.is_dir(follow_symlinks=False):
                     pending.append(path)
                 elif not target.is_file():
                     left_out[str(path)] = "not a file" if target.exists() else "a link to nothing"
-                elif entry.is_symlink() and not checked and not _within(target, homes):
+                elif entry.is_symlink() and not may_leave(path) and not _within(target, homes):
                     left_out[str(path)] = "a link that leaves the directory"
                 else:
                     files.append(path)
     return files, left_out
+
+
+def may_leave(path: PurePosixPath) -> bool:
+    """True if a file of a checkpoint may be a link out of its directory, as what it holds is checked."""
+    name = str(path)
+    return name == CONFIG or is_index(name) or _WEIGHTS.fullmatch(name) is not None
 
 
 def _within(path: Path, homes: Iterable[Path]) -> bool:

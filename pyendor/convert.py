@@ -19,6 +19,7 @@ from pyendor.errors import UsageError, quote
 from pyendor.importers import compressed_tensors
 from pyendor.importers.compressed_tensors import Foreign
 from pyendor.shards import Compression, Decompression, Import, Shards
+from pyendor.stamps import Stamp
 from pyendor.writer import Progress
 
 __all__ = ["Conversion", "compress", "decompress"]
@@ -104,31 +105,32 @@ def compress(
         totals = work.run(space)
         root = space.files
         for index in found.indices:
-            names = set(checkpoint.read_index(source / index).values())
-            write_index(root, checkpoint.endor_name(index), map(checkpoint.endor_name, names), source / index)
+            like = work.stamps[index]
+            names = set(checkpoint.read_index(like.path, like).values())
+            write_index(root, checkpoint.endor_name(index), map(checkpoint.endor_name, names), like)
             original = root / checkpoint.original_index(index)
             if foreign is None:
-                atomic.copy_file(source / index, original)
+                atomic.copy_file(like, original)
             else:
-                write_text(original, _dense_index(root, names), source / index)
+                write_text(original, _dense_index(root, names), like)
         if PurePosixPath(CONFIG) in found.carried:
-            _write_config(found, root, foreign)
-        carry(found, root, except_for={CONFIG})
+            _write_config(work, root, foreign)
+        carry(found, root, work.stamps, except_for={CONFIG})
         work.check(space)
     return Conversion(source, destination, *totals, found.left_out, _imported(foreign))
 
 
-def _write_config(found: Checkpoint, root: Path, foreign: Foreign | None) -> None:
+def _write_config(work: Shards, root: Path, foreign: Foreign | None) -> None:
     """Writes the config of an Endor checkpoint, and beside it that of the dense one."""
-    source = found.root / CONFIG
-    dense = checkpoint.read_config(source)
+    source = work.stamps[CONFIG]
+    dense = checkpoint.read_config(source.path, source)
     if foreign is None or foreign.config is None:
         atomic.copy_file(source, root / DENSE_CONFIG)
     else:
         dense = dict(foreign.config)
         write_text(root / DENSE_CONFIG, checkpoint.config_text(dense), source)
         atomic.copy_file(source, root / compressed_tensors.KEPT_CONFIG)
-    config = checkpoint.endor_config(dense, _version(found, root))
+    config = checkpoint.endor_config(dense, _version(work.found, root))
     write_text(root / CONFIG, checkpoint.config_text(config), source)
 
 
@@ -193,10 +195,10 @@ def decompress(
         totals = work.run(space)
         root = space.files
         for index in found.indices:
-            _restore_index(found, index, root)
-        notes = _restore_config(found, root)
+            _restore_index(work, index, root)
+        notes = _restore_config(work, root)
         originals = {str(path) for path in found.carried if checkpoint.is_kept_original(str(path))}
-        carry(found, root, except_for={CONFIG, *originals})
+        carry(found, root, work.stamps, except_for={CONFIG, *originals})
         work.check(space)
     return Conversion(source, destination, *totals, found.left_out, notes)
 
@@ -223,7 +225,7 @@ def _check_compressible(found: Checkpoint) -> None:
 
 
 def write_index(
-    root: Path, index: str, names: Iterable[str], like: Path, members: Mapping[str, Any] | None = None
+    root: Path, index: str, names: Iterable[str], like: Stamp, members: Mapping[str, Any] | None = None
 ) -> None:
     """Writes the index of weights files that are in ``root`` already.
 
@@ -245,42 +247,45 @@ def write_index(
     write_text(root / index, text, like)
 
 
-def _restore_index(found: Checkpoint, index: str, root: Path) -> None:
+def _restore_index(work: Shards, index: str, root: Path) -> None:
+    found = work.found
     dense = checkpoint.dense_name(index)
     original = checkpoint.original_index(dense)
     if PurePosixPath(original) in found.carried:
-        atomic.copy_file(found.root / original, root / dense)
+        atomic.copy_file(work.stamps[original], root / dense)
         return
-    names = set(checkpoint.read_index(found.root / index).values())
-    write_index(root, dense, map(checkpoint.dense_name, names), found.root / index)
+    like = work.stamps[index]
+    names = set(checkpoint.read_index(like.path, like).values())
+    write_index(root, dense, map(checkpoint.dense_name, names), like)
 
 
-def _restore_config(found: Checkpoint, root: Path) -> tuple[str, ...]:
+def _restore_config(work: Shards, root: Path) -> tuple[str, ...]:
     """Writes the original config, or if it has been edited since, the edited one as a dense one."""
+    found, stamps = work.found, work.stamps
     if PurePosixPath(CONFIG) not in found.carried:
         return ()
-    config = checkpoint.read_config(found.root / CONFIG)
+    config = checkpoint.read_config(found.root / CONFIG, stamps[CONFIG])
     if PurePosixPath(DENSE_CONFIG) in found.carried:
-        original = checkpoint.read_config(found.root / DENSE_CONFIG)
+        original = checkpoint.read_config(found.root / DENSE_CONFIG, stamps[DENSE_CONFIG])
         version = (checkpoint.quantization(config) or {}).get("version")
         if checkpoint.endor_config(original, str(version)) == config:
-            atomic.copy_file(found.root / DENSE_CONFIG, root / CONFIG)
+            atomic.copy_file(stamps[DENSE_CONFIG], root / CONFIG)
             return ()
     dense = checkpoint.config_text(checkpoint.dense_config(config))
-    write_text(root / CONFIG, dense, found.root / CONFIG)
+    write_text(root / CONFIG, dense, stamps[CONFIG])
     if PurePosixPath(DENSE_CONFIG) not in found.carried:
         return (f"{CONFIG} was put together again: its original, {DENSE_CONFIG}, is missing",)
     return (f"{CONFIG} has been edited since it was compressed: the edited one was restored",)
 
 
-def carry(found: Checkpoint, root: Path, *, except_for: set[str]) -> None:
+def carry(found: Checkpoint, root: Path, stamps: Mapping[str, Stamp], *, except_for: set[str]) -> None:
     """Copies the other files of a checkpoint."""
     for path in found.carried:
         if str(path) not in except_for:
             if (root / path).exists():
                 raise UsageError(f"{quote(str(path))} is in the way: the result has a file of that name")
             _make_folders(found.root, root, path)
-            atomic.copy_file(found.root / path, root / path)
+            atomic.copy_file(stamps[str(path)], root / path)
 
 
 def _make_folders(source: Path, root: Path, path: PurePosixPath) -> None:
@@ -294,7 +299,7 @@ def _make_folders(source: Path, root: Path, path: PurePosixPath) -> None:
             made.chmod(mode | 0o700 | (status.st_mode & 0o7000))
 
 
-def write_text(path: Path, text: str, like: Path) -> None:
+def write_text(path: Path, text: str, like: Stamp) -> None:
     """Writes a new text file with the rights of another one at most, flushed to disk."""
-    with atomic.new_file(path, force=False, like=shards.rights_of(like)) as stream:
+    with atomic.new_file(path, force=False, like=like.rights) as stream:
         stream.write(text.encode())

@@ -341,15 +341,20 @@ def _offsets(tensor: layout.Tensor) -> dict[str, int]:
     return {role: part.start for role, part in tensor.parts.items()}
 
 
-def open_file(path: str | os.PathLike[str], *, mapped: bool = True) -> File:
-    """Opens an Endor or plain safetensors file; ``mapped`` as in :class:`File`.
+def open_file(path: str | os.PathLike[str], *, mapped: bool = True, descriptor: int | None = None) -> File:
+    """Opens an Endor or plain safetensors file.
+
+    Args:
+        path: the file.
+        mapped: as in :class:`File`.
+        descriptor: of the file, to read from and to close, if it is open already.
 
     Raises:
         FormatError: its header breaks a rule.
         UnsupportedError: its major version is unknown.
         OSError: it cannot be read.
     """
-    return File(FileStorage(path), os.fspath(path), mapped=mapped)
+    return File(FileStorage(path, descriptor), os.fspath(path), mapped=mapped)
 
 
 def open_bytes(data: bytes) -> File:

@@ -25,6 +25,7 @@ from pyendor.errors import UsageError, quote
 from pyendor.file import File
 from pyendor.importers import compressed_tensors
 from pyendor.layout import Bytes
+from pyendor.stamps import Stamp, check_all
 from pyendor.writer import Progress, TensorSource
 
 __all__ = ["Inputs", "Options", "Outcome", "prune"]
@@ -155,34 +156,40 @@ def prune(
     check_source(source, options)
     outcome = Outcome()
 
-    def write(opened: File, target: Path) -> None:
-        sources = [_pruned(tensor, options, inputs, outcome) for tensor in opened.sources()]
-        like = shards.rights_of(Path(opened.path)) if opened.path is not None else None
-        with atomic.new_file(target, force=force, like=like, alone=not source.is_dir()) as stream:
-            writer.write_dense(stream, sources, opened.layout.header.metadata, progress=progress)
+    def convert_file(stamp: Stamp, target: Path, alone: bool) -> None:
+        def write(opened: File, target: Path) -> None:
+            sources = [_pruned(tensor, options, inputs, outcome) for tensor in opened.sources()]
+            with atomic.new_file(target, force=force, like=stamp.rights, alone=alone) as stream:
+                writer.write_dense(stream, sources, opened.layout.header.metadata, progress=progress)
+                stamp.check()
+
+        shards.convert_one(stamp, target, write)
 
     if not source.is_dir():
         shards.check_file(source, destination)
-        shards.convert_one(source, destination, write)
+        convert_file(Stamp.of(source, source.parent), destination, alone=True)
         return outcome
     found = checkpoint.scan(source)
+    stamps = shards.stamps_of(found)
     outcome.left_out = found.left_out
     with shards.beside(source, destination, force=force) as space:
         root = space.files
-        shards.convert_weights(found, root, str, write)
+        for name in found.weights:
+            convert_file(stamps[name], root / name, alone=False)
         for index in found.indices:
-            names = set(checkpoint.read_index(source / index).values())
-            members = checkpoint.read_config(source / index).get("metadata")
-            convert.write_index(
-                root, index, names, source / index, members if isinstance(members, dict) else None
-            )
+            like = stamps[index]
+            names = set(checkpoint.read_index(like.path, like).values())
+            members = checkpoint.read_config(like.path, like).get("metadata")
+            convert.write_index(root, index, names, like, members if isinstance(members, dict) else None)
         rewritten = set()
         if options.dtype is not None and PurePosixPath(CONFIG) in found.carried:
-            config = _with_dtype(checkpoint.read_config(source / CONFIG), options.dtype)
-            convert.write_text(root / CONFIG, checkpoint.config_text(config), source / CONFIG)
+            like = stamps[CONFIG]
+            config = _with_dtype(checkpoint.read_config(like.path, like), options.dtype)
+            convert.write_text(root / CONFIG, checkpoint.config_text(config), like)
             rewritten.add(CONFIG)
-        convert.carry(found, root, except_for=rewritten)
+        convert.carry(found, root, stamps, except_for=rewritten)
         checkpoint.scan(root)
+        check_all(stamps)
     return outcome
 
 

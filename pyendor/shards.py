@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar, Protocol
 
 import pyendor
@@ -18,6 +18,7 @@ from pyendor.errors import UsageError, quote
 from pyendor.file import File
 from pyendor.importers.compressed_tensors import Foreign
 from pyendor.rights import Rights
+from pyendor.stamps import Stamp, check_all
 from pyendor.workspace import Workspace
 from pyendor.writer import Progress, TensorSource
 
@@ -105,42 +106,20 @@ class Decompression:
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """What tells that a file has not been written to; its inode does not, which copies and mounts change."""
-
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, path: Path) -> Stamp:
-        """That of a file as it is now."""
-        status = path.stat()
-        return cls(status.st_size, status.st_mtime_ns)
-
-    def check(self, path: Path) -> None:
-        """Raises UsageError if a file is not what it was."""
-        if Stamp.of(path) != self:
-            raise UsageError(
-                f"{quote(str(path))} changed while it was read: run this again once it is at rest"
-            )
-
-
-@dataclass(frozen=True)
 class Shard:
     """The job of converting one file.
 
     Attributes:
-        source, target: paths.
-        stamp: what the source was when the work began.
+        stamp: the source, as it was when the work began.
+        target: a path.
         way: how.
         backend: the codec to use.
         force: replace the target. A job that is run again may find its own.
         alone: refuse to write what another process is writing.
     """
 
-    source: Path
-    target: Path
     stamp: Stamp
+    target: Path
     way: Way
     backend: str | None
     force: bool = True
@@ -150,16 +129,15 @@ class Shard:
         """Converts the file."""
 
         def convert(opened: File, target: Path) -> None:
-            like = rights_of(self.source)
+            like = self.stamp.rights
             with atomic.new_file(target, force=self.force, like=like, alone=self.alone) as stream:
-                self.stamp.check(self.source)
                 self.way.write(opened, stream, self.backend, progress)
-                self.stamp.check(self.source)
+                self.stamp.check()
 
-        return convert_one(self.source, self.target, convert)
+        return convert_one(self.stamp, self.target, convert)
 
     def __str__(self) -> str:
-        return quote(str(self.source))
+        return quote(str(self.stamp.path))
 
 
 @dataclass(frozen=True)
@@ -171,7 +149,7 @@ class Shards:
         way: how.
         rename: gives the name of the file that one becomes.
         backend, jobs, executor, progress: as in :func:`pyendor.convert.compress`.
-        stamps: of the files, by name, when the work began.
+        stamps: of all files of the checkpoint, by name, when the work began.
     """
 
     found: Checkpoint
@@ -195,8 +173,9 @@ class Shards:
         progress: Progress | None,
     ) -> Shards:
         """Those of a checkpoint as it is now."""
-        stamps = {name: Stamp.of(found.root / name) for name in found.weights}
-        return cls(found, way, rename, backend, jobs, executor, progress, stamps)
+        if executor is not None:  # which may run where another directory is the current one
+            found = replace(found, root=found.root.absolute())
+        return cls(found, way, rename, backend, jobs, executor, progress, stamps_of(found))
 
     def space(self, destination: Path, *, force: bool) -> AbstractContextManager[Workspace]:
         """The new destination, with the files that an earlier run has finished."""
@@ -211,13 +190,13 @@ class Shards:
 
     def run(self, space: Workspace) -> Totals:
         """Converts those that are not finished yet."""
-        root = self.found.root.absolute() if self.executor is not None else self.found.root
+        root = self.found.root
         totals = []
         work: list[Shard] = []
         for name in self.found.weights:
             stamp, target = self.stamps[name], self.rename(name)
             if target not in space.done:
-                work.append(Shard(root / name, space.drafts / target, stamp, self.way, self.backend))
+                work.append(Shard(stamp, space.drafts / target, self.way, self.backend))
                 continue
             totals.append(_totals(root / name, space.files / target))
             if self.progress is not None:
@@ -225,7 +204,7 @@ class Shards:
                     self.progress(checkpoint.dense_nbytes(opened))
 
         def done(place: int, result: Totals) -> None:
-            name = work[place].source.name
+            name = work[place].stamp.path.name
             space.finish(self.rename(name), self._origin(name))
             totals.append(result)
 
@@ -235,16 +214,15 @@ class Shards:
     def check(self, space: Workspace) -> None:
         """That the result is a checkpoint, and of what the source was and is."""
         checkpoint.scan(space.files)
-        for name, stamp in self.stamps.items():
-            stamp.check(self.found.root / name)
+        check_all(self.stamps)
 
     def _origin(self, name: str) -> list[Any]:
         """What a result was made from: also who may read it."""
         stamp = self.stamps[name]
-        like = rights_of(self.found.root / name)
-        origin = [name, stamp.size, stamp.mtime_ns, like.mode, like.gid]
+        origin = [name, stamp.size, stamp.mtime_ns, stamp.rights.mode, stamp.rights.gid]
         if self.way.whole:
-            origin.append([[other, one.size, one.mtime_ns] for other, one in sorted(self.stamps.items())])
+            weights = {other: self.stamps[other] for other in sorted(self.found.weights)}
+            origin.append([[other, one.size, one.mtime_ns] for other, one in weights.items()])
         return origin
 
 
@@ -258,8 +236,8 @@ def convert_file(
 ) -> Totals:
     """Converts a single file to another one."""
     check_file(source, destination)
-    stamp = Stamp.of(source)
-    return Shard(source, destination, stamp, way, backend, force, alone=True).run(progress)
+    stamp = Stamp.of(source, source.parent)
+    return Shard(stamp, destination, way, backend, force, alone=True).run(progress)
 
 
 def check_file(source: Path, destination: Path) -> None:
@@ -270,18 +248,26 @@ def check_file(source: Path, destination: Path) -> None:
         raise UsageError("source and destination are the same file")
 
 
-def convert_weights(
-    found: Checkpoint, root: Path, rename: Callable[[str], str], convert: Converter
-) -> Totals:
-    """Converts all weights files of a checkpoint to files in ``root``, under new names, one by one."""
-    return _sum([convert_one(found.root / name, root / rename(name), convert) for name in found.weights])
+def stamps_of(found: Checkpoint) -> dict[str, Stamp]:
+    """The stamps of all files of a checkpoint, as they are now, by name.
+
+    Raises:
+        UsageError: one has been replaced by a link that leaves the directory.
+    """
+    names = [*map(PurePosixPath, (*found.weights, *found.indices)), *found.carried]
+    stamps = {}
+    for name in names:
+        stamp = stamps[str(name)] = Stamp.of(found.root / name, found.root)
+        if not checkpoint.may_leave(name) and not stamp.within(found.root):
+            raise UsageError(f"{quote(str(found.root / name))} became a link that leaves the directory")
+    return stamps
 
 
-def convert_one(source: Path, target: Path, convert: Converter) -> Totals:
+def convert_one(source: Stamp, target: Path, convert: Converter) -> Totals:
     """Converts a file."""
-    with file.open_file(source) as opened:
+    with file.open_file(source.path, descriptor=source.open()) as opened:
         convert(opened, target)
-    return _totals(source, target)
+    return _totals(source.path, target)
 
 
 def _totals(source: Path, target: Path) -> Totals:
@@ -332,6 +318,6 @@ def _replaceable(directory: Path) -> bool:
     return True
 
 
-def rights_of(path: Path) -> Rights:
-    """The rights of a file or directory, which a copy must not exceed."""
-    return Rights.of(path.stat())
+def rights_of(directory: Path) -> Rights:
+    """The rights of a directory, which a copy must not exceed."""
+    return Rights.of(directory.stat())

@@ -80,12 +80,19 @@ class Storage(Protocol):
 
 
 class FileStorage:
-    """The bytes of a regular file."""
+    """The bytes of a regular file.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    Args:
+        path: the file.
+        descriptor: of the file, to read from and to close, if it is open already.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], descriptor: int | None = None) -> None:
         self.path = os.fspath(path)
-        # Not blocking: opening a named pipe would otherwise wait for somebody to write to it.
-        self._descriptor = os.open(path, os.O_RDONLY | system.BINARY | system.NO_WAITING)
+        if descriptor is None:
+            # Not blocking: opening a named pipe would otherwise wait for somebody to write to it.
+            descriptor = os.open(path, os.O_RDONLY | system.BINARY | system.NO_WAITING)
+        self._descriptor = descriptor
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(self._descriptor)

@@ -6,12 +6,13 @@ import ctypes
 import errno
 import os
 import threading
-from pathlib import Path
+from pathlib import Path, PurePath
 
 # Of os.open(); what there is not is nothing.
 BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOINHERIT", 0)
 NO_FOLLOWING = getattr(os, "O_NOFOLLOW", 0)
 NO_WAITING = getattr(os, "O_NONBLOCK", 0)
+_DIRECTORY = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_PATH", os.O_RDONLY) | BINARY
 
 _turn = threading.Lock()
 
@@ -29,6 +30,44 @@ def read_at(descriptor: int, data: memoryview, at: int) -> int:
         piece = os.read(descriptor, len(data))
     data[: len(piece)] = piece
     return len(piece)
+
+
+def open_below(base: Path, rest: PurePath) -> int:
+    """Open a file for reading, without following a link below a directory.
+
+    Args:
+        base: the directory; links in its own path are followed.
+        rest: the file, relative to it.
+
+    Raises:
+        OSError: with ``ELOOP`` or ``ENOTDIR`` if there is a link on the way.
+    """
+    flags = os.O_RDONLY | BINARY | NO_WAITING
+    if os.open not in os.supports_dir_fd or not NO_FOLLOWING:
+        return _open_checked(base, rest, flags)
+    folder = os.open(base, _DIRECTORY)
+    try:
+        for part in rest.parts[:-1]:
+            below = os.open(part, _DIRECTORY | NO_FOLLOWING, dir_fd=folder)
+            folder, above = below, folder
+            os.close(above)
+        return os.open(rest.parts[-1], flags | NO_FOLLOWING, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _open_checked(base: Path, rest: PurePath, flags: int) -> int:
+    """The same where directories cannot be opened: looks afterwards at what was opened."""
+    path = base / rest
+    descriptor = os.open(path, flags)
+    try:
+        same = os.path.samestat(os.fstat(descriptor), os.lstat(path))
+        if path.resolve() != base.resolve() / rest or not same:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def exists(path: Path) -> bool:

@@ -13,7 +13,7 @@ from conftest import ROOT
 ORDER: list[set[str]] = [
     {"errors", "parallel", "slicing", "system"},
     {"dtypes", "exact", "jobs", "locks", "openmp", "rights"},
-    {"jsontext"},
+    {"jsontext", "stamps"},
     {"container"},
     {"metadata"},
     {"layout"},

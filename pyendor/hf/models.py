@@ -23,6 +23,7 @@ from pyendor.errors import UsageError, quote
 from pyendor.hf.classes import blamed_on, check_dtypes, class_of
 from pyendor.hf.config import EndorConfig
 from pyendor.hf.quantizer import EndorQuantizer
+from pyendor.stamps import Stamp
 
 # Of the options of from_pretrained those that say where a config is found.
 _WHERE = (
@@ -236,7 +237,7 @@ def save_pretrained(
             for name in before.carried if before is not None else ():
                 if not (dense / name).exists():
                     (dense / name).parent.mkdir(parents=True, exist_ok=True)
-                    atomic.copy_file(destination / name, dense / name)
+                    atomic.copy_file(Stamp.of(destination / name, destination), dense / name)
             return convert.compress(dense, destination, force=force, **settings)
         done = convert.compress(dense, Path(work, "endor"), **settings)
         _move_into(Path(work, "endor"), destination)
