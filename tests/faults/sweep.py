@@ -71,6 +71,7 @@ STRACED = [
     ("compress a.safetensors --force", "rename", "SIGKILL"),
     ("compress a.safetensors", "renameat2", "EIO"),
 ]
+PR_SET_PTRACER = 0x59616D61  # where Yama lets only parents trace
 NONE, ERROR, ERRORS, INTERRUPT, KILL = range(5)
 EIO, ENOSPC = 5, 28
 FAULTS = {
@@ -332,6 +333,7 @@ class Sweep:
         self.prepare(scenario)
         self.shared.flush = 1
         log = self.root / "strace"
+        ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(-1))
         tracer = subprocess.Popen(
             ["strace", "-f", "-qq", "-e", "signal=none", "-o", log, "-p", str(os.getpid())],
             env=os.environ | {"LD_PRELOAD": ""},
