@@ -111,7 +111,10 @@ class Decoding(Backed):
 
     def storage(self) -> Any:
         """Not there."""
-        raise no_dense_memory("storage()")
+        raise UsageError(
+            "storage(): an encoded tensor has no dense memory; decode() it first, or save it with "
+            "pyendor.torch.save_file, save_model or torch.save"
+        )
 
     def _typed_storage(self) -> Any:
         raise no_dense_memory("storage()")

@@ -1,4 +1,4 @@
-"""Adapters of PEFT over weights that stay encoded: merging gives the bits that it gives over dense ones."""
+"""Changes of models whose weights stay encoded: adapters of PEFT, and embeddings that are resized."""
 
 from __future__ import annotations
 
@@ -97,6 +97,24 @@ def test_a_merged_model_is_saved_merged(checkpoint: Path, tmp_path: Path) -> Non
     merged = adapted(checkpoint, keep_compressed=True, dora=False).merge_and_unload()
     pyendor.transformers.save_pretrained(merged, tmp_path / "merged")
     assert same(state(pyendor.transformers.from_pretrained(tmp_path / "merged")), state(merged))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_embeddings_are_resized(checkpoint: Path, tied: bool) -> None:
+    """What was there stays; what is new comes from the same random numbers."""
+    resized = []
+    for keep in (False, True):
+        model = pyendor.transformers.from_pretrained(checkpoint, keep_compressed=keep)
+        if tied:
+            model.config.tie_word_embeddings = True
+            model.lm_head.weight = model.get_input_embeddings().weight
+        torch.manual_seed(2)
+        model.resize_token_embeddings(80)
+        assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+        resized.append(model)
+    assert same(*map(state, resized))
+    with torch.no_grad():
+        assert torch.equal(resized[0](IDS + 70).logits, resized[1](IDS + 70).logits)
 
 
 def test_adapters_are_trained_and_saved(checkpoint: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import pyendor.torch as ours  # noqa: E402
 from pyendor.errors import EndorError, UnsupportedError, UsageError  # noqa: E402
 from pyendor.torch_tensor import EndorTensor  # noqa: E402
 
@@ -376,6 +377,7 @@ def test_shared_memory() -> None:
 
 STORAGE = """
 import copy, sys, torch, numpy as np
+import pyendor.torch as ours  # noqa: E402
 from pyendor.errors import EndorError
 from pyendor.torch_tensor import EndorTensor
 
@@ -493,9 +495,20 @@ def test_pickles_of_strangers_are_checked() -> None:
 def test_stock_safetensors_says_what_to_do(tmp_path: Path) -> None:
     stock = pytest.importorskip("safetensors.torch")
     _, found = pair()
-    with pytest.raises(UsageError, match=r"decode\(\)"):
-        stock.save_file({"w": found}, tmp_path / "w")
+    layer = torch.nn.Linear(COLUMNS, ROWS)
+    layer.weight = found
+    for save in (
+        lambda: stock.save_file({"w": found}, tmp_path / "w"),
+        lambda: stock.save({"w": found.t().contiguous().detach(), "t": found.t()}),
+        lambda: stock.save_model(layer, str(tmp_path / "w")),
+    ):
+        with pytest.raises(
+            UsageError, match=r"decode\(\) it first, or save it with pyendor\.torch\.save_file"
+        ):
+            save()
     assert not (tmp_path / "w").exists()
+    ours.save_model(layer, tmp_path / "w")
+    assert torch.equal(ours.load_file(tmp_path / "w")["weight"], dense())
     stock.save_file({"w": found.decode(), "rows": found[1:3]}, tmp_path / "w")
     loaded = stock.load_file(tmp_path / "w")
     assert torch.equal(loaded["w"], dense())
