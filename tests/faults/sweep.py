@@ -365,7 +365,7 @@ class Sweep:
         old, new = self.expected(scenario)
         self.prepare(scenario)
         how = {"SIGKILL": "signal=SIGKILL", "SIGINT": "signal=SIGINT"}.get(fault, f"error={fault}")
-        command = ["strace", "-f", "-qq", "-e", f"trace={call}", "-o", str(self.root / "strace")]
+        command = ["strace", "-f", "-qq", "-e", f"trace={call},renameat2", "-o", str(self.root / "strace")]
         command += ["-e", f"inject={call}:{how}:when={when}"]
         if not scenario.exchange:
             command += ["-e", "inject=renameat2:error=EINVAL"]
@@ -379,7 +379,9 @@ class Sweep:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         log = (self.root / "strace").read_text()
-        if "INJECTED" not in log and "--- SIG" not in log and "+++ killed" not in log:
+        if not scenario.exchange:
+            assert re.search(r"EINVAL.*\(INJECTED\)", log) or "RENAME_" not in log, log
+        if not re.search(rf"\b{call}\(.*{fault} .*\(INJECTED\)|--- SIGINT|killed by SIGKILL", log):
             return False
 
         def wrong(what: str) -> None:
