@@ -6,33 +6,41 @@ Nothing is written here; :mod:`pyendor.convert` does that. A checkpoint may also
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from pyendor import file, jsontext, metadata
+from pyendor import file, metadata
 from pyendor.errors import FormatError, UnsupportedError, UsageError, quote
 from pyendor.file import File
-from pyendor.stamps import Stamp
+from pyendor.manifest import read_config, read_dense_index, read_index
+from pyendor.naming import (
+    CONFIG,
+    DENSE_CONFIG,
+    ENDOR_WEIGHTS,
+    INDEX,
+    KEPT,
+    METHOD,
+    OTHERWISE,
+    SHARD,
+    SUFFIX,
+    WEIGHTS,
+    dense_name,
+    endor_name,
+    infix,
+    is_index,
+    is_kept_original,
+    is_no_name,
+    is_variant,
+    original_index,
+)
 
-METHOD = "endor"
-CONFIG = "config.json"
-DENSE_CONFIG = "config.dense.json"
 # Other copies of the same weights, which would otherwise be carried along in full (K-6).
 COPIES = ("pytorch_model*", "consolidated*", "*.gguf", "tf_model*", "flax_model*")
 # What version control and downloads leave beside a checkpoint, copies of the weights included.
 NOT_OURS = (".git", ".cache")
-LONGEST_JSON = 100_000_000
-
-_WEIGHTS = re.compile(r"model(?:[.-].*)?\.safetensors", re.DOTALL)
-_ENDOR_WEIGHTS = re.compile(r"model\.endor(?:[.-].*)?\.safetensors", re.DOTALL)
-_SHARD = re.compile(r"model(|\..*)-[0-9]{5}-of-[0-9]{5}\.safetensors", re.DOTALL)
-_INDEX = re.compile(r"model\.safetensors\.index(|\..*)\.json", re.DOTALL)
-_UNSAFE = re.compile(r"[/\\:\x00-\x1f]")
+_NO_PART = "not part of the model"
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,9 @@ class Checkpoint:
         intruders: names of weights and indices of the other kind.
         carried: paths, relative to ``root``, of all files that belong to the model besides.
         left_out: why each path that does not belong to the model, or copies its weights, is left out.
+        superseded: names of dense weights and indices that belong to no copy of the model: stray shards.
+        shadowed: by name of a file of dense weights its tensors that are read from another one (K-12); only
+            :func:`scan` finds them.
     """
 
     root: Path
@@ -56,30 +67,58 @@ class Checkpoint:
     intruders: tuple[str, ...]
     carried: tuple[PurePosixPath, ...]
     left_out: Mapping[str, str]
+    superseded: tuple[str, ...] = ()
+    shadowed: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """Names of files that a conversion to Endor keeps as they are, by those that they are kept under."""
+        return {f"{name}{KEPT}": name for name in (*self.superseded, *self.shadowed)}
 
 
 def listing(root: Path) -> Checkpoint:
-    """Sorts the files of a directory, without a look into any.
+    """Sort the files of a directory, by their names and, where weights are dense, what indices name.
 
     Raises:
         UsageError: it holds no safetensors weights.
     """
     files, left_out = _walk(root)
     names = sorted(str(path) for path in files if len(path.parts) == 1)
-    endor = [name for name in names if _ENDOR_WEIGHTS.fullmatch(name)]
-    dense = [name for name in names if _WEIGHTS.fullmatch(name) and name not in endor]
-    weights = endor or dense
+    endor = [name for name in names if ENDOR_WEIGHTS.fullmatch(name)]
+    dense = [name for name in names if WEIGHTS.fullmatch(name) and name not in endor]
+    indices = [name for name in names if is_index(name) and not is_kept_original(name)]
+    ours = [name for name in indices if is_variant(name, METHOD) == bool(endor)]
+    weights, superseded = endor, []
+    if not endor:
+        # Of a variant the single file counts, else what the index names; and weights that are no shards.
+        behind = [name for name in ours if f"model{infix(name)}{SUFFIX}" in dense]
+        ours = [name for name in ours if name not in behind]
+        named = {name for index in ours for name in _named(root, index)}
+        weights = sorted(named.union(name for name in dense if not SHARD.fullmatch(name))) or dense
+        superseded = [*behind, *(name for name in dense if name not in weights)]
     if not weights:
         raise no_weights(root)
-    indices = [name for name in names if is_index(name) and not is_kept_original(name)]
-    ours = [name for name in indices if _is_variant(name, METHOD) == bool(endor)]
-    copies = [name for name in names if _matches(name, COPIES)]
+    copies = [name for name in names if _matches(name, COPIES) and name not in weights]
     pickles = [name for name in copies if fnmatch.fnmatchcase(name, "pytorch_model*.bin")]
-    others = (dense + pickles if endor else []) + [name for name in indices if name not in ours]
-    special = {*weights, *ours, *others, *copies}
+    others = (dense + pickles if endor else []) + [
+        name for name in indices if name not in ours and name not in superseded
+    ]
+    special = {*weights, *ours, *others, *copies, *superseded}
     carried = tuple(path for path in files if str(path) not in special)
     left_out |= dict.fromkeys(copies, "another copy of the weights")
-    return Checkpoint(root, tuple(weights), bool(endor), tuple(ours), tuple(others), carried, left_out)
+    left_out = {name: why for name, why in left_out.items() if name not in weights}
+    return Checkpoint(
+        root, tuple(weights), bool(endor), tuple(ours), tuple(others), carried, left_out, tuple(superseded)
+    )
+
+
+def _named(root: Path, index: str, *, there: bool = True) -> list[str]:
+    """The files that a dense index names, or those that are there; for its faults see :func:`faults`."""
+    try:
+        names = set(read_dense_index(root / index).values())
+        return [name for name in names if not there or (root / name).is_file()]
+    except (FormatError, UnsupportedError):
+        return []
 
 
 def scan(root: Path) -> Checkpoint:
@@ -92,7 +131,72 @@ def scan(root: Path) -> Checkpoint:
     found = listing(root)
     for error in faults(found):
         raise error
-    return found
+    return found if found.is_endor else _without_shadows(found)
+
+
+def _without_shadows(found: Checkpoint) -> Checkpoint:
+    """A dense checkpoint of which it is known what its indices pass over."""
+    shadowed: dict[str, set[str]] = {}
+    empty = []
+    for index in found.indices:
+        weight_map = read_dense_index(found.root / index)
+        names = sorted(set(weight_map.values()))
+        holders: dict[str, list[str]] = {}
+        rest: dict[str, int] = {}
+        for name in names if len(names) > 1 else ():
+            with file.open_file(found.root / name) as opened:
+                rest[name] = len(opened.layout.header.entries)
+                for tensor in opened.layout.header.entries:
+                    holders.setdefault(tensor, []).append(name)
+        for tensor, held in holders.items():
+            listed = weight_map.get(tensor)
+            chosen = listed if listed in held else held[-1]
+            for name in held:
+                if name != chosen:
+                    shadowed.setdefault(name, set()).add(tensor)
+                    rest[name] -= 1
+        empty += [name for name in shadowed if rest.get(name) == 0]
+    return replace(
+        found,
+        weights=tuple(name for name in found.weights if name not in empty),
+        superseded=(*found.superseded, *empty),
+        shadowed={name: frozenset(tensors) for name, tensors in shadowed.items() if name not in empty},
+    )
+
+
+def kept_dense(found: Checkpoint) -> dict[str, str]:
+    """The dense files that an Endor checkpoint keeps as they are, by where they are kept (K-12)."""
+    restored = {dense_name(name) for name in found.weights}
+    for index in found.indices:
+        original = original_index(dense_name(index))
+        if PurePosixPath(original) in found.carried:
+            restored.update(_named(found.root, original, there=False))
+    kept = {str(path): str(path).removesuffix(KEPT) for path in found.carried if str(path).endswith(KEPT)}
+    return {
+        path: name
+        for path, name in kept.items()
+        if name in restored
+        or (INDEX.fullmatch(name) and not is_variant(name, METHOD))
+        or (WEIGHTS.fullmatch(name) and not ENDOR_WEIGHTS.fullmatch(name) and "/" not in name)
+    }
+
+
+def missed(left_out: Mapping[str, str]) -> dict[str, str]:
+    """Of what is left out that which a loader may miss: all but what is no part of the model."""
+    return {path: why for path, why in left_out.items() if why != _NO_PART}
+
+
+def require_all(found: Checkpoint) -> None:
+    """Require that nothing of a model is left out.
+
+    Raises:
+        UsageError: something is.
+    """
+    for path, why in sorted(missed(found.left_out).items()):
+        raise UsageError(
+            f"{quote(path)} would be left out: {why}. Put what it stands for into the directory, remove it, "
+            "or go without --strict"
+        )
 
 
 def faults(found: Checkpoint) -> Iterator[FormatError]:
@@ -100,7 +204,7 @@ def faults(found: Checkpoint) -> Iterator[FormatError]:
 
     Of dense checkpoints only that is asked without which their Endor form would be invalid.
     """
-    for check in (_check_kind, _check_config, _check_shards):
+    for check in (_check_kind, _check_config, _check_names, _check_shards):
         try:
             check(found)
         except FormatError as error:
@@ -121,14 +225,9 @@ def weight_files(path: Path) -> list[Path]:
     return [path / name for name in scan(path).weights]
 
 
-def is_loose(name: str) -> bool:
-    """True if a file of that name is weights, and no shard."""
-    return _WEIGHTS.fullmatch(name) is not None and _SHARD.fullmatch(name) is None
-
-
 def has_endor_weights(root: Path) -> bool:
     """True if a directory holds Endor weights."""
-    return any(_ENDOR_WEIGHTS.fullmatch(name) and (root / name).is_file() for name in os.listdir(root))
+    return any(ENDOR_WEIGHTS.fullmatch(name) and (root / name).is_file() for name in os.listdir(root))
 
 
 def open_all(path: Path) -> Iterator[File]:
@@ -136,6 +235,14 @@ def open_all(path: Path) -> Iterator[File]:
     for weights in weight_files(path):
         with file.open_file(weights) as opened:
             yield opened
+
+
+def not_safetensors(index: Path, name: str) -> UsageError:
+    """The error for an index that names a file in another format."""
+    return UsageError(
+        f"{quote(str(index))} names {quote(name)}, which is no safetensors file (a pickle can run code): "
+        "convert it first, for instance with save_pretrained of transformers"
+    )
 
 
 def other_weights(root: Path) -> str | None:
@@ -150,155 +257,6 @@ def dense_nbytes(opened: File) -> int:
     return sum(tensor.stored_nbytes if tensor.unsupported else tensor.nbytes for tensor in tensors)
 
 
-def endor_name(name: str) -> str:
-    """The Endor name of a dense weights file or index."""
-    stem = _stem(name)
-    return f"{stem}.{METHOD}{name[len(stem) :]}"
-
-
-def dense_name(name: str) -> str:
-    """The dense name of an Endor weights file or index."""
-    stem = _stem(name)
-    return stem + name.removeprefix(f"{stem}.{METHOD}")
-
-
-def original_index(name: str) -> str:
-    """The name under which the dense index of that name is kept beside Endor weights (K-7)."""
-    stem = _stem(name)
-    return f"{stem}.dense{name[len(stem) :]}"
-
-
-def is_index(name: str) -> bool:
-    """Whether a file is an index of weights, by its name."""
-    return _INDEX.fullmatch(name) is not None
-
-
-def is_kept_original(name: str) -> bool:
-    """Whether a file is a dense index or config that is kept beside Endor weights."""
-    return name == DENSE_CONFIG or (is_index(name) and _is_variant(name, "dense"))
-
-
-def read_index(path: Path, stamp: Stamp | None = None) -> dict[str, str]:
-    """The ``weight_map`` of an index: file names by physical tensor (K-1).
-
-    With its stamp, it has to be what it was.
-    """
-    weight_map = read_object(path, stamp).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise FormatError("K-1", "the index has no object 'weight_map'", path=path)
-    for tensor, name in weight_map.items():
-        if not jsontext.is_string(name) or name in {"", ".", ".."} or _UNSAFE.search(name):
-            found = f"the index names {quote(str(name))}, which is no file of its directory"
-            raise FormatError("K-1", found, tensor=tensor, path=path)
-    return weight_map
-
-
-def read_dense_index(path: Path) -> dict[str, str]:
-    """The ``weight_map`` of a dense index, in the JSON that Hugging Face libraries accept.
-
-    Files may lie below the directory, never outside of it.
-    """
-    try:
-        weight_map = json.loads(_text(path))["weight_map"]
-        files = set(weight_map.values())
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise FormatError("K-1", f"not an index with an object 'weight_map': {error!r}", path=path) from error
-    for name in files:
-        parts = name.split("/") if isinstance(name, str) else [""]
-        if any(part in {"", ".", ".."} or _UNSAFE.search(part) for part in parts):
-            found = f"the index names {quote(str(name))}, which is no file below its directory"
-            raise FormatError("K-1", found, path=path)
-    return dict(weight_map)
-
-
-def read_object(path: Path, stamp: Stamp | None = None) -> dict[str, Any]:
-    """A small JSON file that is one object, strictly read; numbers come as text."""
-    try:
-        return jsontext.parse(_text(path, stamp))
-    except UnicodeDecodeError as error:
-        raise FormatError("K-1", f"not UTF-8: {error.reason}", offset=error.start, path=path) from error
-    except FormatError as error:
-        raise error.located(path=path) from None
-
-
-def index_text(weight_map: Mapping[str, str], metadata: Mapping[str, Any]) -> str:
-    """The text of an index, laid out as Hugging Face libraries do it."""
-    ordered = dict(sorted(weight_map.items()))
-    return json.dumps({"metadata": dict(metadata), "weight_map": ordered}, indent=2) + "\n"
-
-
-def read_config(path: Path, stamp: Stamp | None = None) -> dict[str, Any]:
-    """A ``config.json`` (K-8). Other software writes it, so what Python's reader admits is admitted.
-
-    With its stamp, it has to be what it was.
-    """
-    try:
-        config = json.loads(_text(path, stamp))
-    except UsageError:  # a ValueError too
-        raise
-    except (ValueError, RecursionError) as error:
-        raise FormatError("K-8", f"not JSON: {error}", path=path) from error
-    if not isinstance(config, dict):
-        raise FormatError("K-8", "not a JSON object", path=path)
-    return config
-
-
-def quantization(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The ``quantization_config`` of a config, None if there is none."""
-    found = config.get("quantization_config")
-    return found if isinstance(found, dict) else None
-
-
-def endor_config(config: Mapping[str, Any], version: str) -> dict[str, Any]:
-    """A dense config with our ``quantization_config``, one that was there kept inside (K-7).
-
-    ``version`` is the highest format version of the weights.
-    """
-    ours: dict[str, Any] = {"quant_method": METHOD, "version": version}
-    inner = config.get("quantization_config")
-    if inner is not None:
-        ours["inner"] = inner
-    return {**config, "quantization_config": ours}
-
-
-def dense_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The reverse of :func:`endor_config`, for a checkpoint that has lost the original."""
-    restored = {key: value for key, value in config.items() if key != "quantization_config"}
-    inner = (quantization(config) or {}).get("inner")
-    return restored if inner is None else {**restored, "quantization_config": inner}
-
-
-def config_text(config: Mapping[str, Any]) -> str:
-    """The text of a config, laid out as Hugging Face libraries do it."""
-    try:
-        return json.dumps(config, indent=2) + "\n"
-    except RecursionError:
-        raise UnsupportedError(f"{CONFIG} is nested too deep for this build") from None
-
-
-def _text(path: Path, stamp: Stamp | None = None) -> str:
-    with open(path if stamp is None else stamp.open(), encoding="utf-8") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if size > LONGEST_JSON:
-            raise UnsupportedError(f"{quote(str(path))} has {size} bytes, more than this build reads")
-        return stream.read()
-
-
-def _stem(name: str) -> str:
-    return "model.safetensors.index" if is_index(name) else "model"
-
-
-def _infix(index: str) -> str:
-    """What the name of an index has between its stem and ``.json``, such as ``.endor.fp16``."""
-    match = _INDEX.fullmatch(index)
-    return match[1] if match else ""
-
-
-def _is_variant(index: str, variant: str) -> bool:
-    """Whether an index is of a variant, or of a variant of that one; ``endorsed`` is none of ``endor``."""
-    return f"{_infix(index)}.".startswith(f".{variant}.")
-
-
 def _walk(root: Path) -> tuple[list[PurePosixPath], dict[str, str]]:
     """All files below a directory, relative to it; and what is left out, and why.
 
@@ -307,16 +265,18 @@ def _walk(root: Path) -> tuple[list[PurePosixPath], dict[str, str]]:
     """
     files: list[PurePosixPath] = []
     left_out: dict[str, str] = {}
-    homes = (root.resolve(), root.absolute().parent.parent.resolve() / "blobs")
+    home = Path(os.path.realpath(root))  # Path.resolve() raises RuntimeError for links in a circle
+    hubs = [above.parent for above in home.parents if above.name == "snapshots"]
+    homes = (home, home.parent.parent / "blobs", *(hub / "blobs" for hub in hubs))
     pending = [PurePosixPath()]
     while pending:
         directory = pending.pop()
         with os.scandir(root / directory) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 path = directory / entry.name
-                target = (root / path).resolve()
+                target = Path(os.path.realpath(root / path))
                 if entry.name in NOT_OURS:
-                    left_out[str(path)] = "not part of the model"
+                    left_out[str(path)] = _NO_PART
                 elif entry.is_dir(follow_symlinks=False):
                     pending.append(path)
                 elif not target.is_file():
@@ -331,7 +291,7 @@ def _walk(root: Path) -> tuple[list[PurePosixPath], dict[str, str]]:
 def may_leave(path: PurePosixPath) -> bool:
     """True if a file of a checkpoint may be a link out of its directory, as what it holds is checked."""
     name = str(path)
-    return name == CONFIG or is_index(name) or _WEIGHTS.fullmatch(name) is not None
+    return name == CONFIG or is_index(name) or WEIGHTS.fullmatch(name) is not None
 
 
 def _within(path: Path, homes: Iterable[Path]) -> bool:
@@ -352,10 +312,22 @@ def _check_config(found: Checkpoint) -> None:
             read_config(found.root / name)
 
 
+def _check_names(found: Checkpoint) -> None:
+    """That names of Endor weights stand for names of dense ones (K-11)."""
+    for name in found.weights if found.is_endor else ():
+        if OTHERWISE.fullmatch(name):
+            dense = dense_name(name)
+            parts = dense.removesuffix(SUFFIX).split("/")
+            if endor_name(dense) != name or any(is_no_name(part) for part in parts):
+                raise FormatError(
+                    "K-11", f"{quote(name)} stands for no name of dense weights", path=found.root
+                )
+
+
 def _check_shards(found: Checkpoint) -> None:
     """That shards have an index (K-2)."""
     for name in found.weights:
-        match = _SHARD.fullmatch(name)
+        match = SHARD.fullmatch(name)
         index = f"model.safetensors.index{match[1]}.json" if match else None
         if index is not None and index not in found.indices:
             what = f"{quote(name)} is a shard, but there is no index {quote(index)}"
@@ -365,15 +337,18 @@ def _check_shards(found: Checkpoint) -> None:
 def _check_named(found: Checkpoint, index: str) -> dict[str, str]:
     """That an index and the names of files agree (K-1, K-2)."""
     path = found.root / index
-    weight_map = read_index(path)
+    weight_map = (read_index if found.is_endor else read_dense_index)(path)
     named = set(weight_map.values())
     for name in sorted(named.difference(found.weights)):
         kind = "Endor" if found.is_endor else "dense"
         what = f"the index names {quote(name)}, but there are no {kind} weights of that name"
         raise FormatError("K-2", what, path=path)
+    for name in sorted(named):
+        if not name.endswith(SUFFIX):
+            raise not_safetensors(path, name)
     for name in found.weights:
-        match = _SHARD.fullmatch(name)
-        if match and match[1] == _infix(index) and name not in named:
+        match = SHARD.fullmatch(name)
+        if found.is_endor and match and match[1] == infix(index) and name not in named:
             raise FormatError("K-2", f"the index does not name {quote(name)}, which is there", path=path)
     return weight_map
 
@@ -389,7 +364,7 @@ def _check_listed(found: Checkpoint, index: str, weight_map: Mapping[str, str]) 
         except (FormatError, UnsupportedError):
             return  # what is wrong with it, opening it for its own sake will tell
         with opened:
-            twice = held.keys() & opened.layout.header.entries.keys()
+            twice = held.keys() & opened.layout.header.entries.keys() if found.is_endor else set()
             if twice:
                 what = f"it is in {quote(held[min(twice)])} and in {quote(name)}"
                 raise FormatError("K-3", what, tensor=min(twice), path=path)
@@ -415,8 +390,8 @@ def _check_kept(found: Checkpoint, index: str) -> None:
     kept = original_index(dense_name(index))
     if not found.is_endor or PurePosixPath(kept) not in found.carried:
         return
-    restored = {dense_name(name) for name in found.weights}
-    for tensor, name in read_index(found.root / kept).items():
+    restored = {dense_name(name) for name in found.weights}.union(kept_dense(found).values())
+    for tensor, name in read_index(found.root / kept, below=True).items():
         if name not in restored:
             what = f"the kept index names {quote(name)}, which no file here is restored to"
             raise FormatError("K-10", what, tensor=tensor, path=found.root / kept)

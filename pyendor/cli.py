@@ -85,6 +85,12 @@ Source = Annotated[
 ]
 Destination = Annotated[str, typer.Argument(metavar="DST", help="The file or directory to write.")]
 Input = Annotated[Path, typer.Argument(metavar="PATH", help="A file or a checkpoint directory.")]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="Refuse a directory of which anything would be left out that a loader may miss."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Jobs = Annotated[
@@ -138,6 +144,7 @@ def compress(
     source: Source,
     destination: Destination,
     force: Force = False,
+    strict: Strict = False,
     values: Annotated[
         Values,
         typer.Option(
@@ -164,6 +171,7 @@ def compress(
             source,
             _destination(source, destination),
             force=force,
+            strict=strict,
             values=values,
             min_saving=min_saving / 100,
             backend=backend,
@@ -182,6 +190,7 @@ def decompress(
     source: Source,
     destination: Destination,
     force: Force = False,
+    strict: Strict = False,
     jobs: Jobs = None,
     dask: Dask = None,
     backend: Backend = None,
@@ -197,6 +206,7 @@ def decompress(
             source,
             _destination(source, destination),
             force=force,
+            strict=strict,
             backend=backend,
             jobs=jobs,
             executor=executor,
@@ -312,6 +322,7 @@ def prune_command(
         FloatType | None, typer.Option(help="First convert all floats of the model to this type.")
     ] = None,
     force: Force = False,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Write a pruned dense copy, to try Endor on."""
@@ -333,7 +344,9 @@ def prune_command(
             raise UsageError(f"{quote(str(target))} exists; use --force to replace it")
         inputs = _wanda_inputs(source, options, calibration, samples, device)
     with display.progress("pruning", source) as progress:
-        outcome = prune.prune(source, target, options, inputs=inputs, force=force, progress=progress)
+        outcome = prune.prune(
+            source, target, options, inputs=inputs, force=force, strict=strict, progress=progress
+        )
     share = outcome.zeros / outcome.numel if outcome.numel else 0.0
     if as_json:
         display.print_json(asdict(outcome) | {"sparsity": share})

@@ -6,18 +6,22 @@ what else belongs to the model. The destination appears complete or not at all; 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pyendor import atomic, checkpoint, file, metadata, rights, shards
-from pyendor.checkpoint import CONFIG, DENSE_CONFIG, Checkpoint
+import numpy as np
+
+from pyendor import atomic, checkpoint, file, manifest, metadata, naming, rights, shards
+from pyendor.checkpoint import Checkpoint
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UsageError, quote
 from pyendor.importers import compressed_tensors
 from pyendor.importers.compressed_tensors import Foreign
+from pyendor.naming import CONFIG, DENSE_CONFIG, KEPT
 from pyendor.shards import Compression, Decompression, Import, Shards
 from pyendor.stamps import Stamp
 from pyendor.writer import Progress
@@ -52,6 +56,7 @@ def compress(
     destination: Path,
     *,
     force: bool = False,
+    strict: bool = False,
     values: Values = "auto",
     min_saving: float | None = MIN_SAVING,
     backend: str | None = None,
@@ -70,6 +75,7 @@ def compress(
         source: a safetensors file, or a directory in the layout of Hugging Face libraries.
         destination: a file, or a directory.
         force: replace an existing destination.
+        strict: refuse a directory of which anything would be left out that a loader may miss.
         values: what to choose from for each tensor (W-10); ``raw`` for readers of version 1.0.
         min_saving: encode a tensor only where that saves this share of its size (W-7); None encodes every one
             that can be.
@@ -93,22 +99,24 @@ def compress(
     if found is not None:
         if found.is_endor:
             raise UsageError(f"{quote(str(source))} is an Endor checkpoint already")
+        if strict:
+            checkpoint.require_all(found)
         _check_compressible(found)
     # Where others do the work, they have to find it.
     foreign = compressed_tensors.recognise(source if executor is None else source.absolute())
-    way = Compression(values, min_saving) if foreign is None else Import(values, min_saving, foreign)
+    way = Compression(values, min_saving) if foreign is None else Import(values, min_saving, foreign=foreign)
     if found is None:
         totals = shards.convert_file(source, destination, way, force, backend, progress)
         return Conversion(source, destination, *totals, notes=_imported(foreign))
-    work = Shards.of(found, way, checkpoint.endor_name, backend, jobs, executor, progress)
+    work = Shards.of(found, way, naming.endor_name, backend, jobs, executor, progress)
     with work.space(destination, force=force) as space:
         totals = work.run(space)
         root = space.files
         for index in found.indices:
             like = work.stamps[index]
-            names = set(checkpoint.read_index(like.path, like).values())
-            write_index(root, checkpoint.endor_name(index), map(checkpoint.endor_name, names), like)
-            original = root / checkpoint.original_index(index)
+            names = set(manifest.read_dense_index(like.path, like).values()).intersection(found.weights)
+            write_index(root, naming.endor_name(index), map(naming.endor_name, names), like)
+            original = root / naming.original_index(index)
             if foreign is None:
                 atomic.copy_file(like, original)
             else:
@@ -116,22 +124,40 @@ def compress(
         if PurePosixPath(CONFIG) in found.carried:
             _write_config(work, root, foreign)
         carry(found, root, work.stamps, except_for={CONFIG})
+        for name, original_name in found.kept.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            atomic.copy_file(work.stamps[original_name], root / name)
         work.check(space)
-    return Conversion(source, destination, *totals, found.left_out, _imported(foreign))
+    return Conversion(source, destination, *totals, found.left_out, (*_imported(foreign), *_kept(found)))
+
+
+def _kept(found: Checkpoint) -> tuple[str, ...]:
+    """What a user should know of files that are no part of any copy of the model, or only in part."""
+    notes = [
+        f"{quote(name)} is read by no loader, given what else is there: kept, as {quote(name + KEPT)}"
+        for name in found.superseded
+    ]
+    for name, tensors in found.shadowed.items():
+        first = f"{quote(min(tensors))}" + (f" and {len(tensors) - 1} more" if len(tensors) > 1 else "")
+        notes.append(
+            f"{quote(name)} holds {first}, for which the index names another file: that one is read, and "
+            f"this file is also kept as it is, as {quote(name + KEPT)}"
+        )
+    return tuple(notes)
 
 
 def _write_config(work: Shards, root: Path, foreign: Foreign | None) -> None:
     """Writes the config of an Endor checkpoint, and beside it that of the dense one."""
     source = work.stamps[CONFIG]
-    dense = checkpoint.read_config(source.path, source)
+    dense = manifest.read_config(source.path, source)
     if foreign is None or foreign.config is None:
         atomic.copy_file(source, root / DENSE_CONFIG)
     else:
         dense = dict(foreign.config)
-        write_text(root / DENSE_CONFIG, checkpoint.config_text(dense), source)
+        write_text(root / DENSE_CONFIG, manifest.config_text(dense), source)
         atomic.copy_file(source, root / compressed_tensors.KEPT_CONFIG)
-    config = checkpoint.endor_config(dense, _version(work.found, root))
-    write_text(root / CONFIG, checkpoint.config_text(config), source)
+    config = manifest.endor_config(dense, _version(work.found, root))
+    write_text(root / CONFIG, manifest.config_text(config), source)
 
 
 def _dense_index(root: Path, names: Iterable[str]) -> str:
@@ -139,11 +165,11 @@ def _dense_index(root: Path, names: Iterable[str]) -> str:
     weight_map: dict[str, str] = {}
     total = 0
     for name in names:
-        with file.open_file(root / checkpoint.endor_name(name)) as opened:
+        with file.open_file(root / naming.endor_name(name)) as opened:
             for tensor in opened.layout.tensors.values():
                 weight_map[tensor.name] = name
                 total += tensor.nbytes if tensor.unsupported is None else tensor.stored_nbytes
-    return checkpoint.index_text(weight_map, {"total_size": total})
+    return manifest.index_text(weight_map, {"total_size": total})
 
 
 def _imported(foreign: Foreign | None) -> tuple[str, ...]:
@@ -157,6 +183,7 @@ def decompress(
     destination: Path,
     *,
     force: bool = False,
+    strict: bool = False,
     backend: str | None = None,
     jobs: int | None = None,
     executor: Executor | None = None,
@@ -168,6 +195,7 @@ def decompress(
         source: an Endor file, or a directory with Endor weights (spec 11).
         destination: a file, or a directory.
         force: replace an existing destination.
+        strict: refuse a directory of which anything would be left out that a loader may miss.
         backend: the codec to use.
         jobs: how many files at a time, as in :func:`compress`.
         executor: runs them instead, as in :func:`compress`.
@@ -190,24 +218,62 @@ def decompress(
     found = checkpoint.scan(source)
     if not found.is_endor:
         raise UsageError(f"{quote(str(source))} has dense weights: nothing to decompress")
-    work = Shards.of(found, way, checkpoint.dense_name, backend, jobs, executor, progress)
+    if strict:
+        checkpoint.require_all(found)
+    work = Shards.of(found, way, _flat, backend, jobs, executor, progress)
     with work.space(destination, force=force) as space:
         totals = work.run(space)
         root = space.files
+        for name in found.weights:
+            if _flat(name) != naming.dense_name(name):
+                target = root / naming.dense_name(name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(root / _flat(name), target)
+        kept = checkpoint.kept_dense(found)
+        for path, dense in kept.items():
+            _restore_kept(work.stamps[path], root / dense)
         for index in found.indices:
             _restore_index(work, index, root)
         notes = _restore_config(work, root)
-        originals = {str(path) for path in found.carried if checkpoint.is_kept_original(str(path))}
-        carry(found, root, work.stamps, except_for={CONFIG, *originals})
+        indices = {naming.original_index(naming.dense_name(index)) for index in found.indices}
+        carry(found, root, work.stamps, except_for={CONFIG, DENSE_CONFIG, *indices, *kept})
         work.check(space)
     return Conversion(source, destination, *totals, found.left_out, notes)
+
+
+def _flat(name: str) -> str:
+    """The name of a dense file while all are written: that of its Endor form if it is in a folder."""
+    dense = naming.dense_name(name)
+    return name if "/" in dense else dense
+
+
+def _restore_kept(kept: Stamp, target: Path) -> None:
+    """Restores a dense file that was kept as it is.
+
+    Raises:
+        UsageError: it holds other data than its Endor form, which has been decompressed to ``target``.
+    """
+    if target.exists():
+        descriptor = kept.open()
+        with file.open_file(kept.path, descriptor=descriptor) as theirs, file.open_file(target) as ours:
+            for name, tensor in ours.layout.tensors.items():
+                other = theirs.layout.tensors.get(name)
+                like = other is not None and (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
+                if not like or not np.array_equal(ours.get_bytes(name), theirs.get_bytes(name)):
+                    raise UsageError(
+                        f"{quote(str(kept.path))} and its Endor form differ in tensor {quote(name)}: one of "
+                        "them was changed; remove it to restore from the Endor form"
+                    )
+        target.unlink()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic.copy_file(kept, target)
 
 
 def _version(found: Checkpoint, root: Path) -> str:
     """The highest format version of the Endor weights that a dense checkpoint became."""
     versions = []
     for name in found.weights:
-        with file.open_file(root / checkpoint.endor_name(name)) as opened:
+        with file.open_file(root / naming.endor_name(name)) as opened:
             versions.append(opened.layout.version or metadata.LOWEST_VERSION)
     return metadata.newest(versions)
 
@@ -215,12 +281,12 @@ def _version(found: Checkpoint, root: Path) -> str:
 def _check_compressible(found: Checkpoint) -> None:
     """That the names which the result needs are free, and that the config does not contradict."""
     names = {str(path) for path in found.carried}
-    taken = names & {DENSE_CONFIG, *map(checkpoint.original_index, found.indices)}
+    taken = names & {DENSE_CONFIG, *map(naming.original_index, found.indices), *found.kept}
     if taken:
         raise UsageError(f"{quote(min(taken))} is in the way: Endor keeps the original under that name")
     if CONFIG in names:
-        config = checkpoint.quantization(checkpoint.read_config(found.root / CONFIG))
-        if config is not None and config.get("quant_method") == checkpoint.METHOD:
+        config = manifest.quantization(manifest.read_config(found.root / CONFIG))
+        if config is not None and config.get("quant_method") == naming.METHOD:
             raise UsageError(f"{quote(str(found.root / CONFIG))} says that the weights are Endor already")
 
 
@@ -243,20 +309,20 @@ def write_index(
             for entry in opened.layout.header.entries.values():
                 weight_map[entry.name] = name
                 total += entry.nbytes
-    text = checkpoint.index_text(weight_map, {**(members or {}), "total_size": total})
+    text = manifest.index_text(weight_map, {**(members or {}), "total_size": total})
     write_text(root / index, text, like)
 
 
 def _restore_index(work: Shards, index: str, root: Path) -> None:
     found = work.found
-    dense = checkpoint.dense_name(index)
-    original = checkpoint.original_index(dense)
+    dense = naming.dense_name(index)
+    original = naming.original_index(dense)
     if PurePosixPath(original) in found.carried:
         atomic.copy_file(work.stamps[original], root / dense)
         return
     like = work.stamps[index]
-    names = set(checkpoint.read_index(like.path, like).values())
-    write_index(root, dense, map(checkpoint.dense_name, names), like)
+    names = set(manifest.read_index(like.path, like).values())
+    write_index(root, dense, map(naming.dense_name, names), like)
 
 
 def _restore_config(work: Shards, root: Path) -> tuple[str, ...]:
@@ -264,14 +330,14 @@ def _restore_config(work: Shards, root: Path) -> tuple[str, ...]:
     found, stamps = work.found, work.stamps
     if PurePosixPath(CONFIG) not in found.carried:
         return ()
-    config = checkpoint.read_config(found.root / CONFIG, stamps[CONFIG])
+    config = manifest.read_config(found.root / CONFIG, stamps[CONFIG])
     if PurePosixPath(DENSE_CONFIG) in found.carried:
-        original = checkpoint.read_config(found.root / DENSE_CONFIG, stamps[DENSE_CONFIG])
-        version = (checkpoint.quantization(config) or {}).get("version")
-        if checkpoint.endor_config(original, str(version)) == config:
+        original = manifest.read_config(found.root / DENSE_CONFIG, stamps[DENSE_CONFIG])
+        version = (manifest.quantization(config) or {}).get("version")
+        if manifest.endor_config(original, str(version)) == config:
             atomic.copy_file(stamps[DENSE_CONFIG], root / CONFIG)
             return ()
-    dense = checkpoint.config_text(checkpoint.dense_config(config))
+    dense = manifest.config_text(manifest.dense_config(config))
     write_text(root / CONFIG, dense, stamps[CONFIG])
     if PurePosixPath(DENSE_CONFIG) not in found.carried:
         return (f"{CONFIG} was put together again: its original, {DENSE_CONFIG}, is missing",)

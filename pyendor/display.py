@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from pyendor import report
+from pyendor import checkpoint, report
 from pyendor.convert import Conversion
 from pyendor.errors import ForeignError, FormatError, printable, quote
 from pyendor.report import Report, Row
@@ -130,9 +130,17 @@ def print_conversion(done: Conversion, as_json: bool) -> None:
 
 
 def print_left_out(left_out: Mapping[str, str]) -> None:
-    """Prints what was not carried over."""
+    """Prints what was not carried over, and warns of what a loader may miss."""
+    missed = checkpoint.missed(left_out)
     for path, why in sorted(left_out.items()):
         out().print(Text(f"left out: {quote(path)}, {why}"))
+    if missed:
+        err().print(
+            Text(
+                f"endor: warning: a loader may miss what was left out, such as {quote(min(missed))}; see "
+                "--strict"
+            )
+        )
 
 
 def print_rows(rows: Sequence[Row], by_layer: bool) -> None:

@@ -35,6 +35,7 @@ def require(
     surplus: Collection[str] = (),
     mismatched: Collection[Any] = (),
     errors: Collection[str] = (),
+    advice: str = "Name the model_class that it is of, or take what is there with strict=False",
 ) -> None:
     """Require that nothing is missing, left over or of another shape.
 
@@ -44,6 +45,7 @@ def require(
         surplus: tensors that the model has no use for.
         mismatched: weights of another shape, as names or as tuples that begin with the name.
         errors: what else transformers reports.
+        advice: what to do about it.
 
     Raises:
         UsageError: there are any.
@@ -61,6 +63,5 @@ def require(
     ]
     if faults:
         raise UsageError(
-            f"{quote(path)} does not hold exactly the weights of the model; {'; '.join(faults)}. Name the "
-            "model_class that it is of, or take what is there with strict=False"
+            f"{quote(path)} does not hold exactly the weights of the model; {'; '.join(faults)}. {advice}"
         )

@@ -9,7 +9,7 @@ llm-compressor has.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -18,13 +18,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pyendor import atomic, checkpoint, convert, dtypes, shards, writer
-from pyendor.checkpoint import CONFIG
+from pyendor import atomic, checkpoint, convert, dtypes, file, manifest, shards, writer
 from pyendor.dtypes import DType
 from pyendor.errors import UsageError, quote
 from pyendor.file import File
 from pyendor.importers import compressed_tensors
 from pyendor.layout import Bytes
+from pyendor.naming import CONFIG
 from pyendor.stamps import Stamp, check_all
 from pyendor.writer import Progress, TensorSource
 
@@ -132,6 +132,7 @@ def prune(
     *,
     inputs: Mapping[str, Inputs] | None = None,
     force: bool = False,
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> Outcome:
     """Writes a pruned dense copy of a file or checkpoint directory.
@@ -143,6 +144,7 @@ def prune(
         inputs: by name of the tensor, as :func:`pyendor.wanda.collect` gives them; with it elements are
             compared by Wanda's score, and every tensor that is pruned must be in it.
         force: replace an existing destination.
+        strict: refuse a directory of which anything would be left out that a loader may miss.
         progress: called with the dense bytes of every tensor written.
 
     Returns:
@@ -155,42 +157,67 @@ def prune(
     """
     check_source(source, options)
     outcome = Outcome()
+    found = checkpoint.scan(source) if source.is_dir() else None
+    if found is not None and strict:
+        checkpoint.require_all(found)
 
-    def convert_file(stamp: Stamp, target: Path, alone: bool) -> None:
+    def convert_file(stamp: Stamp, target: Path, alone: bool, shadowed: Collection[str] = ()) -> None:
         def write(opened: File, target: Path) -> None:
-            sources = [_pruned(tensor, options, inputs, outcome) for tensor in opened.sources()]
+            sources = [
+                tensor if tensor.name in shadowed else _pruned(tensor, options, inputs, outcome)
+                for tensor in opened.sources()
+            ]
             with atomic.new_file(target, force=force, like=stamp.rights, alone=alone) as stream:
                 writer.write_dense(stream, sources, opened.layout.header.metadata, progress=progress)
                 stamp.check()
 
         shards.convert_one(stamp, target, write)
 
-    if not source.is_dir():
+    if found is None:
         shards.check_file(source, destination)
         convert_file(Stamp.of(source, source.parent), destination, alone=True)
         return outcome
-    found = checkpoint.scan(source)
     stamps = shards.stamps_of(found)
     outcome.left_out = found.left_out
     with shards.beside(source, destination, force=force) as space:
         root = space.files
         for name in found.weights:
-            convert_file(stamps[name], root / name, alone=False)
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            convert_file(stamps[name], root / name, alone=False, shadowed=found.shadowed.get(name, ()))
         for index in found.indices:
-            like = stamps[index]
-            names = set(checkpoint.read_index(like.path, like).values())
-            members = checkpoint.read_config(like.path, like).get("metadata")
-            convert.write_index(root, index, names, like, members if isinstance(members, dict) else None)
+            _write_index(stamps[index], root, index, found.shadowed)
         rewritten = set()
         if options.dtype is not None and PurePosixPath(CONFIG) in found.carried:
             like = stamps[CONFIG]
-            config = _with_dtype(checkpoint.read_config(like.path, like), options.dtype)
-            convert.write_text(root / CONFIG, checkpoint.config_text(config), like)
+            config = _with_dtype(manifest.read_config(like.path, like), options.dtype)
+            convert.write_text(root / CONFIG, manifest.config_text(config), like)
             rewritten.add(CONFIG)
         convert.carry(found, root, stamps, except_for=rewritten)
+        for name in found.superseded:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            atomic.copy_file(stamps[name], root / name)
         checkpoint.scan(root)
         check_all(stamps)
     return outcome
+
+
+def _write_index(like: Stamp, root: Path, index: str, shadowed: Mapping[str, Collection[str]]) -> None:
+    """Writes the index of files in ``root``: what that of the source says, with their present size."""
+    weight_map = manifest.read_dense_index(like.path, like)
+    found: dict[str, str] = {}
+    total = 0
+    for name in sorted(set(weight_map.values())):
+        if (root / name).exists():
+            with file.open_file(root / name) as opened:
+                for entry in opened.layout.header.entries.values():
+                    if entry.name not in shadowed.get(name, ()):
+                        found[entry.name] = name
+                        total += entry.nbytes
+    members = manifest.read_config(like.path, like).get("metadata")
+    text = manifest.index_text(
+        {**found, **weight_map}, {**(members if isinstance(members, dict) else {}), "total_size": total}
+    )
+    convert.write_text(root / index, text, like)
 
 
 def prune_bytes(
@@ -335,7 +362,7 @@ def check_source(source: Path, options: Options) -> None:
         some = some or any(options.selects(t.name, t.dtype, t.shape) for t in tensors)
     if source.is_dir():
         config = source / CONFIG
-        method = checkpoint.quantization(checkpoint.read_config(config)) if config.exists() else None
+        method = manifest.quantization(manifest.read_config(config)) if config.exists() else None
         if method is not None and not options.include:
             raise UsageError(
                 f"{quote(str(source))} is quantized ({quote(str(method.get('quant_method')))}): prune before "

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pyendor import checkpoint, file
-from pyendor.checkpoint import METHOD
+from pyendor import checkpoint, file, manifest, naming
 from pyendor.errors import FormatError, UsageError, quote
 from pyendor.file import File
+from pyendor.naming import METHOD
 
 _SINGLE = re.compile(r"model(?:\.(?P<variant>.+))?\.safetensors", re.DOTALL)
 _INDEX = re.compile(r"model\.safetensors\.index(?:\.(?P<variant>.+))?\.json", re.DOTALL)
@@ -166,8 +166,8 @@ def copies(path: Path) -> dict[str, Selection]:
     }
     taken = {name for one in found.values() for name in one.names}
     for name in names:
-        if checkpoint.is_loose(name) and name not in taken and (path / name).is_file():
-            found[checkpoint.dense_name(name)] = Selection(path, (name,))
+        if naming.is_loose(name) and name not in taken and (path / name).is_file():
+            found[naming.dense_name(name) if is_endor else name] = Selection(path, (name,))
     if not found:
         raise checkpoint.no_weights(path)
     return found
@@ -199,7 +199,7 @@ def of_variant(root: Path, variant: str, *, is_endor: bool) -> Selection:
     if (root / single).is_file():
         return Selection(root, (single,))
     index = f"model.safetensors.index{suffix}.json"
-    read = checkpoint.read_index if is_endor else checkpoint.read_dense_index
+    read = manifest.read_index if is_endor else manifest.read_dense_index
     weight_map = read(root / index)
     names = sorted(set(weight_map.values()))
     for name in names:
@@ -207,10 +207,7 @@ def of_variant(root: Path, variant: str, *, is_endor: bool) -> Selection:
             what = f"the index names {quote(name)}, but there is no such file"
             raise FormatError("K-2", what, path=root / index)
         if not name.endswith(".safetensors"):
-            raise UsageError(
-                f"{quote(str(root / index))} names {quote(name)}, which is no safetensors file (a pickle can "
-                "run code): convert it first, for instance with save_pretrained of transformers"
-            )
+            raise checkpoint.not_safetensors(root / index, name)
     if not names:
         raise FormatError("K-2", "the index names no files", path=root / index)
     return Selection(root, tuple(names), weight_map, index)

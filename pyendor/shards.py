@@ -47,18 +47,24 @@ class Way(Protocol):
 
 @dataclass(frozen=True)
 class Compression:
-    """From dense to Endor; the fields are those of :func:`pyendor.convert.compress`."""
+    """From dense to Endor.
+
+    Attributes:
+        values, min_saving: as in :func:`pyendor.convert.compress`.
+        without: names of tensors of the file that are read from another one.
+    """
 
     whole: ClassVar[bool] = False
     values: Values = "auto"
     min_saving: float | None = MIN_SAVING
+    without: frozenset[str] = frozenset()
 
     def key(self) -> dict[str, Any]:
         return {"values": self.values, "min_saving": self.min_saving}
 
     def sources(self, opened: File, backend: str | None) -> list[TensorSource]:
-        """The dense tensors of a file."""
-        return opened.sources()
+        """The dense tensors of a file, but for those that are read from another one."""
+        return [source for source in opened.sources() if source.name not in self.without]
 
     def write(self, opened: File, stream: BinaryIO, backend: str | None, progress: Progress | None) -> None:
         if opened.layout.version is not None:
@@ -86,7 +92,8 @@ class Import(Compression):
 
     def sources(self, opened: File, backend: str | None) -> list[TensorSource]:
         assert self.foreign is not None
-        return self.foreign.sources(opened, backend=backend)
+        sources = self.foreign.sources(opened, backend=backend)
+        return [source for source in sources if source.name not in self.without]
 
 
 @dataclass(frozen=True)
@@ -193,10 +200,12 @@ class Shards:
         root = self.found.root
         totals = []
         work: list[Shard] = []
+        names: list[str] = []
         for name in self.found.weights:
             stamp, target = self.stamps[name], self.rename(name)
             if target not in space.done:
-                work.append(Shard(stamp, space.drafts / target, self.way, self.backend))
+                work.append(Shard(stamp, space.drafts / target, self._way(name), self.backend))
+                names.append(name)
                 continue
             totals.append(_totals(root / name, space.files / target))
             if self.progress is not None:
@@ -204,7 +213,7 @@ class Shards:
                     self.progress(checkpoint.dense_nbytes(opened))
 
         def done(place: int, result: Totals) -> None:
-            name = work[place].stamp.path.name
+            name = names[place]
             space.finish(self.rename(name), self._origin(name))
             totals.append(result)
 
@@ -216,10 +225,19 @@ class Shards:
         checkpoint.scan(space.files)
         check_all(self.stamps)
 
+    def _way(self, name: str) -> Way:
+        """How one of the files is converted."""
+        shadowed = self.found.shadowed.get(name)
+        if shadowed is None or not isinstance(self.way, Compression):
+            return self.way
+        return replace(self.way, without=shadowed)
+
     def _origin(self, name: str) -> list[Any]:
         """What a result was made from: also who may read it."""
         stamp = self.stamps[name]
         origin = [name, stamp.size, stamp.mtime_ns, stamp.rights.mode, stamp.rights.gid]
+        if name in self.found.shadowed:
+            origin.append(sorted(self.found.shadowed[name]))
         if self.way.whole:
             weights = {other: self.stamps[other] for other in sorted(self.found.weights)}
             origin.append([[other, one.size, one.mtime_ns] for other, one in weights.items()])
@@ -254,11 +272,11 @@ def stamps_of(found: Checkpoint) -> dict[str, Stamp]:
     Raises:
         UsageError: one has been replaced by a link that leaves the directory.
     """
-    names = [*map(PurePosixPath, (*found.weights, *found.indices)), *found.carried]
+    weights = (*found.weights, *found.superseded)
     stamps = {}
-    for name in names:
+    for name in [*map(PurePosixPath, (*weights, *found.indices)), *found.carried]:
         stamp = stamps[str(name)] = Stamp.of(found.root / name, found.root)
-        if not checkpoint.may_leave(name) and not stamp.within(found.root):
+        if str(name) not in weights and not checkpoint.may_leave(name) and not stamp.within(found.root):
             raise UsageError(f"{quote(str(found.root / name))} became a link that leaves the directory")
     return stamps
 
@@ -292,7 +310,7 @@ def beside(
     origins: dict[str, Any] | None = None,
 ) -> AbstractContextManager[Workspace]:
     """The new destination of a conversion that must not touch its source; see :mod:`pyendor.workspace`."""
-    inside, outside = source.resolve(), destination.resolve()
+    inside, outside = Path(os.path.realpath(source)), Path(os.path.realpath(destination))
     if inside == outside or inside in outside.parents:
         raise UsageError("the destination lies in the source; name a directory beside it")
     if outside in inside.parents:

@@ -106,7 +106,9 @@ def check_all(stamps: Mapping[str, Stamp]) -> None:
 
 def _above(root: Path) -> tuple[Path, ...]:
     """Where the cache of the Hub has its directory ``blobs``, to which the links of a download lead."""
-    return tuple(dict.fromkeys((root.absolute().parent.parent, root.resolve().parent.parent)))
+    real = Path(os.path.realpath(root))
+    hubs = (above.parent for above in real.parents if above.name == "snapshots")
+    return tuple(dict.fromkeys((real.parent.parent, *hubs)))
 
 
 def _open(path: Path, base: Path, rest: PurePath) -> int:

@@ -811,6 +811,7 @@ DENSE_NAME = re.compile(
 )
 SHARD_NAME = re.compile(r"model\.endor(\..+?)??-[0-9]{5}-of-[0-9]{5}\.safetensors", re.DOTALL)
 UNSAFE = re.compile(r"[/\\:\x00-\x1f]")
+OTHER_NAME = re.compile(r"model\.endor-(.+)\.file\.safetensors", re.DOTALL)
 
 
 def open_directory(path: str) -> list[File]:
@@ -820,6 +821,7 @@ def open_directory(path: str) -> list[File]:
     check(not ours or not dense, "K-5", "dense weights or their index beside Endor weights")
     for config in sorted({"config.json", "config.dense.json"}.intersection(names)):
         check_config(os.path.join(path, config))
+    restored = {dense_name(file_name) for file_name in sorted(ours)}
     # Where there are several variants, the one without a further name is meant.
     indices = sorted(filter(INDEX_NAME.fullmatch, names), key=len)
     for file_name in sorted(ours):
@@ -848,9 +850,9 @@ def open_directory(path: str) -> list[File]:
     stem = "model.safetensors.index"
     kept = os.path.join(path, f"{stem}.dense" + indices[0].removeprefix(f"{stem}.endor"))
     if os.path.exists(kept):
-        restored = {"model" + file_name.removeprefix("model.endor") for file_name in ours}
-        named = set(read_index(kept).values())
-        check(named <= restored, "K-10", "the kept index names files that are not restored")
+        named = set(read_index(kept, folders=True).values()) - restored
+        gone = [name for name in named if not os.path.isfile(os.path.join(path, name + ".dense"))]
+        check(not gone, "K-10", "the kept index names files that are not restored")
     files = {file_name: open_shard(path, file_name) for file_name in sorted(shards)}
     for file_name, file in files.items():
         for name in sorted(shards[file_name] ^ file.physical.keys()):
@@ -863,7 +865,28 @@ def open_directory(path: str) -> list[File]:
     return list(files.values())
 
 
-def read_index(path: str) -> dict[str, str]:
+def dense_name(file_name: str) -> str:
+    """K-11."""
+    match = OTHER_NAME.fullmatch(file_name)
+    if not match:
+        return "model" + file_name.removeprefix("model.endor")
+    name = re.sub("%([0-9A-F]{2})", lambda code: chr(int(code[1], 16)), match[1])
+    again = re.sub(r"[%/\\:\x00-\x1f]", lambda one: f"%{ord(one[0]):02X}", name)
+    dense = name + ".safetensors"
+    endor = f"model.endor{dense[5:]}"
+    # What only needs .endor in its name has another Endor name.
+    plain = re.fullmatch(r"model([.-].*)?\.safetensors", dense, re.DOTALL) and not UNSAFE.search(dense)
+    plain = plain and not WEIGHTS_NAME.fullmatch(dense) and not OTHER_NAME.fullmatch(endor)
+    good = again == match[1] and not plain and all(map(is_file_name, name.split("/")))
+    check(good, "K-11", f"{shown(file_name)} stands for no name")
+    return dense
+
+
+def is_file_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not UNSAFE.search(name)
+
+
+def read_index(path: str, folders: bool = False) -> dict[str, str]:
     """K-1. A broken rule J is reported as K-1, for it is K-1 that applies those rules here."""
     size = os.stat(path).st_size
     if not os.path.isfile(path) or size > MAX_HEADER:
@@ -877,8 +900,8 @@ def read_index(path: str) -> dict[str, str]:
     if not isinstance(weight_map, dict):
         raise Invalid("K-1", "weight_map is not an object")
     for name, file_name in weight_map.items():
-        good = isinstance(file_name, str) and file_name not in ("", ".", "..")
-        good = good and not UNSAFE.search(file_name)
+        good = isinstance(file_name, str)
+        good = good and all(map(is_file_name, file_name.split("/") if folders else [file_name]))
         check(good, "K-1", f"{shown(file_name)} is not the name of a file", name)
     return weight_map
 

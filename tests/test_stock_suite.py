@@ -35,7 +35,7 @@ class Turn(ast.NodeTransformer):
         self.ours: set[str] = set()
         self.theirs: set[str] = set()
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> list[ast.stmt]:  # noqa: N802  the name that ast wants
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> list[ast.stmt]:
         module = node.module or ""
         if module.partition(".")[0] != "safetensors":
             return [node]

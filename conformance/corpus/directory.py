@@ -46,6 +46,7 @@ def cases() -> Iterator[Case]:
     yield from parts_across_shards()
     yield from side_by_side()
     yield from config()
+    yield from other_names()
     yield from single_files()
 
 
@@ -333,6 +334,73 @@ def config() -> Iterator[Case]:
     ]:
         files = checkpoint() | {kept_index: kept(**changed)}
         yield reject(f"k-10-{name}", rules, files, f"the kept dense index has {note}")
+
+
+def other_names() -> Iterator[Case]:
+    """Dense weights that are not named after ``model`` (K-11)."""
+    kept_index = "model.safetensors.index.dense.json"
+
+    def called(name: str, dense: str | None) -> Files:
+        files = {n.replace(SHARDS[1], name): data for n, data in checkpoint().items()}
+        mapped = {one: shard.replace(SHARDS[1], name) for one, shard in weight_map(sketches()).items()}
+        files[INDEX] = index_json(mapped, sketches())
+        return files | ({kept_index: kept(b=dense)} if dense is not None else {})
+
+    for title, name, dense, note in [
+        ("other-name", "mtp", "mtp.safetensors", "weights that are called mtp.safetensors"),
+        ("folder", "weights%2Fb", "weights/b.safetensors", "weights in a folder"),
+        ("percent", "a%252Fb", "a%2Fb.safetensors", "a percent sign in a name"),
+        (
+            "like-a-shard",
+            "pytorch_model-00002-of-00002",
+            "pytorch_model-00002-of-00002.safetensors",
+            "a shard",
+        ),
+        (
+            "like-an-endor-name",
+            "model-b.file",
+            "model-b.file.safetensors",
+            "a name of the form that K-11 gives",
+        ),
+        ("model-in-a-folder", "x%2Fmodel", "x/model.safetensors", "model.safetensors in a folder"),
+        ("unicode", "\u00e9 \u4e2d", "\u00e9 \u4e2d.safetensors", "letters that are not ASCII, and a space"),
+    ]:
+        files = called(f"model.endor-{name}.file.safetensors", dense)
+        yield accept(f"k-11-{title}", ["K-11", "K-10"], files, note)
+    files = called("model.endor-mtp.file.safetensors", None)
+    yield accept("k-11-no-kept-index", ["K-11"], files, "weights of another name, and no index is kept")
+    plain = {"model.endor.mtp.file.safetensors": Sketch().add(A).render()}
+    yield accept("k-11-variant", ["K-11"], plain, "a variant whose name ends with .file", [A])
+    for title, name, note in [
+        ("lower-case", "a%2fb", "an escape in lower case"),
+        ("unneeded", "a%62", "an escape of a letter"),
+        ("percent-alone", "a%", "a percent sign without digits"),
+        ("one-digit", "a%2", "a percent sign with one digit"),
+        ("parent", "..%2Fb", "a path that leaves the directory"),
+        ("there-and-back", "a%2F..%2Fb", "a path that goes back"),
+        ("here", "a%2F.%2Fb", "a path with a dot"),
+        ("absolute", "%2Fb", "an absolute path"),
+        ("folder-alone", "b%2F", "a path that ends with a slash"),
+        ("two-slashes", "a%2F%2Fb", "two slashes"),
+        ("backslash", "a%5Cb", "a backslash"),
+        ("colon", "C%3Ab", "a colon"),
+        ("control-character", "a%1Bb", "a control character"),
+        ("needs-none", "model", "model.safetensors, whose Endor name is model.endor.safetensors"),
+        ("needs-none-shard", "model-00002-of-00002", "a shard that is named as such"),
+        ("needs-none-variant", "model.fp16", "a variant"),
+    ]:
+        files = called(f"model.endor-{name}.file.safetensors", None)
+        yield reject(f"k-11-{title}", ["K-11"], files, f"a name that stands for no dense weights: {note}")
+    stray = "model-00003-of-00003.safetensors"
+    there = checkpoint() | {kept_index: kept(ghost=stray), f"{stray}.dense": b"not read"}
+    yield accept("k-10-kept-file", ["K-10"], there, "the kept index names a file that is kept as it is")
+    files = called("model.endor-mtp.file.safetensors", "weights/../mtp.safetensors")
+    note = "the kept dense index has a path that goes back"
+    yield reject("k-10-there-and-back", ["K-10", "K-1"], files, note)
+    files = called("model.endor-mtp.file.safetensors", "model-mtp.file.safetensors")
+    yield reject(
+        "k-10-not-unescaped", ["K-10"], files, "the kept dense index has the Endor name without .endor"
+    )
 
 
 def single_files() -> Iterator[Case]:

@@ -30,7 +30,33 @@ const LONGEST_TEXT = 100_000_000; // section 13
 
 const quoted = (name) => `"${printable(name)}"`;
 const variantOf = (pattern, name) => pattern.exec(name)[1] ?? "";
-const denseName = (name) => name.replace(/^model\.endor/, "model");
+const OTHERWISE = /^model\.endor-(.+)\.file\.safetensors$/s;
+const NO_NAME = /^\.{0,2}$|[/\\:\u0000-\u001f]/;
+
+const escaped = (name) =>
+  name.replace(
+    /[%/\\:\u0000-\u001f]/g,
+    (one) => `%${one.charCodeAt(0).toString(16).toUpperCase().padStart(2, "0")}`,
+  );
+
+/** Whether a dense file is named so that `.endor` is put behind `model`, and no more. */
+const isExpressible = (name) => {
+  const endor = name.replace(/^model/, "model.endor");
+  return (
+    WEIGHTS.test(name) && !ENDOR_WEIGHTS.test(name) && !/[/\\:\u0000-\u001f]/.test(name) && !OTHERWISE.test(endor)
+  );
+};
+
+/** The name of the dense weights that Endor weights are restored to (K-11). */
+function denseName(name) {
+  const match = OTHERWISE.exec(name);
+  if (!match) return name.replace(/^model\.endor/, "model");
+  const dense = match[1].replace(/%([0-9A-F]{2})/g, (_, code) => String.fromCharCode(parseInt(code, 16)));
+  const good = escaped(dense) === match[1] && !dense.split("/").some((part) => NO_NAME.test(part));
+  if (!good || isExpressible(`${dense}.safetensors`))
+    throw broken("K-11", `${quoted(name)} stands for no name of dense weights`, name);
+  return `${dense}.safetensors`;
+}
 
 /** Whether these names are those of an Endor checkpoint, and not of loose files. */
 export const isCheckpoint = (names) =>
@@ -46,11 +72,12 @@ export async function openCheckpoint(entries, options = {}) {
   const weights = names.filter((name) => ENDOR_WEIGHTS.test(name));
   const indices = names.filter((name) => ENDOR_INDEX.test(name));
   checkNeighbours(names);
+  weights.forEach(denseName);
   for (const name of CONFIGS) if (byName.has(name)) await checkConfig(byName.get(name));
 
   const maps = new Map();
   for (const name of indices)
-    maps.set(variantOf(ENDOR_INDEX, name), { name, map: await readIndex(byName.get(name), "K-1") });
+    maps.set(variantOf(ENDOR_INDEX, name), { name, map: await readIndex(byName.get(name), "K-1", false) });
   checkNaming(maps, byName, weights);
   await checkKeptIndices(names, byName, maps, weights);
 
@@ -115,7 +142,7 @@ async function checkConfig(entry) {
 }
 
 /** The members of an index's `weight_map`, `{name, value}`, sorted by name (K-1); `rule` is K-10 for a dense index. */
-async function readIndex(entry, rule) {
+async function readIndex(entry, rule, folders) {
   const { name } = entry;
   const bytes = await readText(entry);
   const fail = (_, message, position) => broken(rule, `${quoted(name)}, byte ${position}: ${message}`, name);
@@ -124,7 +151,7 @@ async function readIndex(entry, rule) {
   const map = parseJson(bytes, { weight_map: { "*": true } }, fail).get("weight_map");
   if (!(map instanceof Members)) throw broken(rule, `${quoted(name)} has no object weight_map`, name);
   for (const { name: tensor, value } of map.list)
-    if (typeof value !== "string" || /^\.{0,2}$|[/\\:\u0000-\u001f]/.test(value))
+    if (typeof value !== "string" || (folders ? value.split("/") : [value]).some((one) => NO_NAME.test(one)))
       throw broken(
         rule,
         `${typeof value === "string" ? quoted(value) : "a value of weight_map"} is not the name of a file in the directory`,
@@ -159,8 +186,8 @@ async function checkKeptIndices(names, byName, maps, weights) {
   const dense = new Set(weights.map(denseName));
   for (const name of names) {
     if (!KEPT_INDEX.test(name) || !maps.has(variantOf(KEPT_INDEX, name))) continue;
-    for (const { name: tensor, value } of await readIndex(byName.get(name), "K-10"))
-      if (!dense.has(value))
+    for (const { name: tensor, value } of await readIndex(byName.get(name), "K-10", true))
+      if (!dense.has(value) && !byName.has(`${value}.dense`))
         throw broken("K-10", `${quoted(value)} is the dense name of no file`, name, tensor);
   }
 }

@@ -8,9 +8,9 @@ from typing import Any
 from transformers.quantizers import auto
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from pyendor.checkpoint import METHOD
 from pyendor.errors import UnsupportedError, UsageError, quote
 from pyendor.hf import files
+from pyendor.naming import METHOD
 
 
 @auto.register_quantization_config(METHOD)

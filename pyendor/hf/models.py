@@ -15,14 +15,14 @@ from typing import Any
 
 import transformers
 
-from pyendor import atomic, checkpoint, convert, exact, selection, system
-from pyendor.checkpoint import METHOD
+from pyendor import atomic, checkpoint, convert, exact, manifest, naming, selection, system
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.convert import Conversion
 from pyendor.errors import UsageError, quote
 from pyendor.hf.classes import blamed_on, check_dtypes, class_of
 from pyendor.hf.config import EndorConfig
 from pyendor.hf.quantizer import EndorQuantizer
+from pyendor.naming import METHOD
 from pyendor.stamps import Stamp
 
 # Of the options of from_pretrained those that say where a config is found.
@@ -83,7 +83,7 @@ def from_pretrained(
         members = {name: getattr(given, name, None) for name in ("architectures", "auto_map")}
         described = {name: value for name, value in members.items() if value is not None}
     elif not stored and model_class is None and path is not None and _lacks_config(path):
-        raise FileNotFoundError(errno.ENOENT, f"there is no {checkpoint.CONFIG}", str(path))
+        raise FileNotFoundError(errno.ENOENT, f"there is no {naming.CONFIG}", str(path))
     check_dtypes(described, str(path))
     loader = model_class
     if loader is None:
@@ -119,12 +119,12 @@ def _stored(path: Any, where: dict[str, Any]) -> dict[str, Any]:
         return {}
     root = Path(path, where.get("subfolder") or "")
     if root.is_file():
-        return checkpoint.read_config(root)
+        return manifest.read_config(root)
     if root.is_dir():
         if checkpoint.has_endor_weights(root):
             checkpoint.scan(root)
-        config = root / checkpoint.CONFIG
-        return checkpoint.read_config(config) if config.is_file() else {}
+        config = root / naming.CONFIG
+        return manifest.read_config(config) if config.is_file() else {}
     try:
         with blamed_on(str(path)):
             return dict(transformers.PretrainedConfig.get_config_dict(path, **where)[0])
@@ -154,7 +154,7 @@ def _quantize(
     A quantizer that the caller asks for is given the dense model, and the config of that.
     """
     asked = options.get("quantization_config")
-    inner = (checkpoint.quantization(stored) or {}).get("inner")
+    inner = (manifest.quantization(stored) or {}).get("inner")
     if asked is not None and not isinstance(asked, EndorConfig):
         if keep_compressed or verify:
             raise UsageError(
@@ -173,7 +173,7 @@ def _quantize(
             options.clear()
             options.update({**rest, **where, **kept, "config": config})
         state = vars(options["config"])
-        if (checkpoint.quantization(state) or {}).get("quant_method") == METHOD:
+        if (manifest.quantization(state) or {}).get("quant_method") == METHOD:
             options["config"] = copy.deepcopy(options["config"])
             del options["config"].quantization_config
             if inner is not None:
@@ -277,16 +277,16 @@ def _before(destination: Path, *, force: bool) -> _Before | None:
             ) from None
         return _Before(weights=False)
     if not force:
-        raise UsageError(f"{quote(str(destination))} holds weights already: force=True replaces them")
-    names = {checkpoint.CONFIG, checkpoint.DENSE_CONFIG}
-    stay = (one for one in found.carried if not (str(one) in names or checkpoint.is_kept_original(str(one))))
+        raise UsageError(f"{quote(str(destination))} exists and holds weights: force=True replaces them")
+    names = {naming.CONFIG, naming.DENSE_CONFIG}
+    stay = (one for one in found.carried if not (str(one) in names or naming.is_kept_original(str(one))))
     return _Before(weights=True, carried=tuple(stay))
 
 
 def _move_into(source: Path, destination: Path) -> None:
     """Moves all files of a directory into another one, the config last: without that no model is there."""
     files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
-    for name in sorted(files, key=lambda name: name.name == checkpoint.CONFIG):
+    for name in sorted(files, key=lambda name: name.name == naming.CONFIG):
         (destination / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(source / name, destination / name)
     system.sync_directory(destination)

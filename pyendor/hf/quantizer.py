@@ -18,12 +18,11 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 
 from pyendor import choice
-from pyendor.checkpoint import METHOD
 from pyendor.choice import MIN_SAVING
 from pyendor.encoded import EncodedTensor, take_survey
-from pyendor.errors import UsageError
 from pyendor.hf import files
 from pyendor.hf.config import EndorConfig
+from pyendor.naming import METHOD
 from pyendor.torch_bytes import BY_TORCH, to_bytes
 from pyendor.torch_tensor import EndorTensor
 
@@ -94,17 +93,8 @@ class EndorQuantizer(HfQuantizer):
             self._saving = False
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:
-        """True while :func:`pyendor.transformers.save_pretrained` saves the model.
-
-        Raises:
-            UsageError: it is saved by ``save_pretrained`` of transformers, which knows no encoded weights.
-        """
-        if not self._saving:
-            raise UsageError(
-                "the weights of this model are encoded, and its own save_pretrained does not know such: "
-                "call pyendor.transformers.save_pretrained(model, path)"
-            )
-        return True
+        """Whether stock ``save_pretrained`` may save it: not by itself, as it knows no encoded weights."""
+        return self._saving
 
     def get_state_dict_and_metadata(
         self, model: Any, safe_serialization: bool | None = None

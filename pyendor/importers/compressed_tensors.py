@@ -18,14 +18,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pyendor import checkpoint, container, dtypes, file, jsontext, layout
-from pyendor.checkpoint import CONFIG
+from pyendor import checkpoint, container, dtypes, file, jsontext, layout, manifest
 from pyendor.container import Entry
 from pyendor.errors import ForeignError, UnsupportedError, quote
 from pyendor.file import File
 from pyendor.importers import bitmask
 from pyendor.importers.bitmask import BITMASK, BITMASK_24, PARTS, Packed, PartsError
 from pyendor.layout import Bytes
+from pyendor.naming import CONFIG
 from pyendor.writer import TensorSource
 
 METHOD = "compressed-tensors"
@@ -141,7 +141,7 @@ def recognise(path: Path) -> Foreign | None:
         root = path
         groups = _groups(found)
         if PurePosixPath(CONFIG) in found.carried:
-            config = checkpoint.read_config(root / CONFIG)
+            config = manifest.read_config(root / CONFIG)
             claimed = _claimed(config, root / CONFIG)
     packed: dict[str, tuple[Packed, ...]] = {}
     for group in groups:
@@ -215,7 +215,7 @@ def _groups(found: checkpoint.Checkpoint) -> list[Sequence[str]]:
     groups: list[Sequence[str]] = []
     rest = dict.fromkeys(found.weights)
     for index in found.indices:
-        named = sorted(set(checkpoint.read_index(found.root / index).values()) & rest.keys())
+        named = sorted(set(manifest.read_dense_index(found.root / index).values()) & rest.keys())
         groups.append(named)
         for name in named:
             del rest[name]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pyendor import checkpoint
-from pyendor.checkpoint import CONFIG, METHOD
+from pyendor import manifest
 from pyendor.errors import UnsupportedError, UsageError, quote
+from pyendor.naming import CONFIG, METHOD
 
 
 def build(root: Path, dtype: torch.dtype | None, *, trust_remote_code: bool = False) -> torch.nn.Module:
@@ -39,7 +39,7 @@ def build(root: Path, dtype: torch.dtype | None, *, trust_remote_code: bool = Fa
 
     if not (root / CONFIG).is_file():
         raise UsageError(f"{quote(str(root))} has no {CONFIG}: pass the model and weights= instead")
-    members = checkpoint.read_config(root / CONFIG)
+    members = manifest.read_config(root / CONFIG)
     classes.check_dtypes(members, str(root / CONFIG))
     if not trust_remote_code and classes.needs_code(members):
         raise UsageError(
@@ -110,7 +110,7 @@ class _Unallocated(TorchFunctionMode):
 
 
 def _require_known(config: dict[str, Any], root: Path, trust_remote_code: bool) -> None:
-    found = checkpoint.quantization(config) or {}
+    found = manifest.quantization(config) or {}
     method = found.get("quant_method") if found.get("quant_method") != METHOD else found.get("inner")
     if method:
         named = method.get("quant_method") if isinstance(method, dict) else method

@@ -83,7 +83,12 @@ def assign(
         pieces.update((name, [Piece(tensor, 0)]) for name, tensor in computed.items())
         _tie(state, pieces)
         missing = [name for name in missing if name not in pieces]
-    exact.require(path, missing=missing, surplus=exact.unexpected(model, surplus) if strict else ())
+    exact.require(
+        path,
+        missing=missing,
+        surplus=exact.unexpected(model, surplus) if strict else (),
+        advice="The weights may be of another model; those that are left over are ignored with strict=False",
+    )
     for name, parts in pieces.items():
         shape = tuple(state[name].shape)
         whole = sum(math.prod(piece.tensor.shape) for piece in parts) == math.prod(shape)
