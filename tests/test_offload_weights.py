@@ -7,6 +7,7 @@ import io
 import pickle
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -549,38 +550,48 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.mark.parametrize("host_memory", [0, None])
 @pytest.mark.parametrize("call", ["forward", "layers", "generate"])
-def test_threads(case: Case, host_memory: int | None, call: str) -> None:
+def test_threads(case: Case, host_memory: int | None, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every one of them gets what the dense model gives, or an error."""
     model = offload_model(case.split, host_memory=host_memory)
-    found: list[str] = []
+    device, found = model._endor_offload.device, []
+    decode, chance = device.decode, random.Random(3)
+
+    def slowly(*args: Any) -> Any:
+        """Where another thread could come in between."""
+        done = decode(*args)
+        time.sleep(chance.random() / 500)
+        return done
+
+    monkeypatch.setattr(device, "decode", slowly)
     start = threading.Barrier(3)
-    rounds = 6 if call == "generate" else 25
+    enough = 4 if call == "generate" else 20
+
+    def right() -> bool:
+        with torch.no_grad():
+            if call == "generate":
+                return torch.equal(generate(model, case.ids), case.tokens)
+            if call == "layers":  # no method of the model is outermost
+                return torch.equal(model.lm_head(model.model(case.ids)[0]), case.logits)
+            return torch.equal(model(case.ids).logits, case.logits)
 
     def run() -> None:
         start.wait(20)
-        for _ in range(rounds):
+        while len(found) - found.count("refused") < enough:
             try:
-                with torch.no_grad():
-                    if call == "generate":
-                        right = torch.equal(generate(model, case.ids), case.tokens)
-                    elif call == "layers":  # no method of the model is outermost
-                        right = torch.equal(model.lm_head(model.model(case.ids)[0]), case.logits)
-                    else:
-                        right = torch.equal(model(case.ids).logits, case.logits)
-                found.append("exact" if right else "WRONG")
+                found.append("exact" if right() else "WRONG")
             except UsageError as error:
                 found.append("refused" if "one thread at a time" in str(error) else str(error))
+                time.sleep(chance.random() / 500)
             except BaseException as error:  # told below
                 found.append(repr(error))
 
-    threads = [threading.Thread(target=run) for _ in range(3)]
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert len(found) == 3 * rounds
-    assert set(found) <= {"exact", "refused"}
-    assert "exact" in found
+    assert set(found) == {"exact", "refused"}
+    assert found.count("exact") >= enough
     case.check(model)
     offload.close(model)
 
