@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_any, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from pyendor import openmp, torch_product
 from pyendor.errors import UsageError, quote
@@ -103,6 +103,11 @@ class Source:
         self.fetch: Callable[[bool], Tensor] = self._nowhere
         self.rows: Callable[[Tensor], Tensor] | None = None
         self._lent: tuple[int, Tensor | Loan] | None = None
+
+    @functools.cached_property
+    def transposed(self) -> Tensor:
+        """A tensor of the shape of the transposed weight, without memory."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta").t()
 
     def lend(self, loan: Tensor | Loan) -> None:
         """Use this on this thread until :meth:`take_back`."""
@@ -251,27 +256,30 @@ class Offloaded(Tensor):
             )
         if func is _EMBEDDING and first is not None and not first._views and first._source.rows is not None:
             return first._source.rows(args[1])
-        if (done := _product(func, args, kwargs)) is not None:
+        if func in _MULTIPLYING and (done := _product(args, kwargs)) is not None:
             return done
-        if func in _PRODUCTS and tree_any(_is_encoded, (args, kwargs)):
+        if func in _PRODUCTS and any(map(_is_encoded, args)):
             return func.decompose(*args, **kwargs)
         dense: list[Tensor] = []
 
-        def decoded(tensor: Offloaded) -> Tensor:
-            found = tensor._dense()
-            if func in _ABSOLUTE and found.storage_offset():
-                found = found.clone()
-            dense.append(found)
-            return found
+        def decoded(one: Any) -> Any:
+            if isinstance(one, Offloaded):
+                found = one._dense()
+                if func in _ABSOLUTE and found.storage_offset():
+                    found = found.clone()
+                dense.append(found)
+                return found
+            return [*map(decoded, one)] if isinstance(one, list | tuple) else one
 
-        args, kwargs = tree_map_only(Offloaded, decoded, (args, kwargs))
-        result = func(*args, **kwargs)
-        return result if about.foreign is False else tree_map_only(Tensor, _apart(dense), result)
+        result = func(*map(decoded, args), **{name: decoded(one) for name, one in kwargs.items()})
+        return tree_map_only(Tensor, _apart(dense), result) if about.foreign else result
 
     def _viewed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A view of this, or several."""
         if func in _SAME:
             return Offloaded(self._source, self._views, self, self.device)
+        if func is _TRANSPOSE and not self._views:  # what every linear layer does
+            return self._view(func, args, kwargs, None, self._source.transposed)
         like: Any = torch.empty(self._source.shape, dtype=self._source.dtype, device="meta")
         like = func(self._seen(like), *args, **kwargs)
         if isinstance(like, Tensor):
@@ -359,7 +367,7 @@ class Offloaded(Tensor):
 
 
 _aten = torch.ops.aten
-_EMBEDDING = _aten.embedding.default
+_EMBEDDING, _TRANSPOSE = _aten.embedding.default, _aten.t.default
 # Operators that come as they are in inference mode alone, and otherwise as those that they are made of.
 _PRODUCTS = {_aten.linear.default, _aten.matmul.default}
 _MULTIPLYING = {_aten.mm.default, _aten.addmm.default}
@@ -405,12 +413,12 @@ def _is_encoded(one: Any) -> bool:
     return isinstance(one, Offloaded) and isinstance(one._source.loan, Loan)
 
 
-def _product(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+def _product(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """A product with a weight that is lent encoded, as a layer multiplies by it; None for all else."""
-    if func not in _MULTIPLYING or kwargs or not _is_encoded(args[-1]):
+    if kwargs or not _is_encoded(args[-1]):
         return None
     weight: Offloaded = args[-1]
-    if len(weight._views) != 1 or weight._views[0].func is not _aten.t.default:
+    if len(weight._views) != 1 or weight._views[0].func is not _TRANSPOSE:
         return None
     loan = weight._source.loan
     assert isinstance(loan, Loan)
