@@ -27,6 +27,7 @@ from pyendor.layout import Bytes
 from pyendor.opened import Opened, Sliceable, dtype_of, no_counterpart
 from pyendor.torch_bytes import BY_TORCH, from_bytes, to_bytes
 from pyendor.torch_tensor import EndorTensor
+from pyendor.torch_views import Transposed
 from pyendor.writer import TensorSource
 
 __all__ = [
@@ -473,7 +474,7 @@ def _tensors(
 def _memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same with tensors that have memory, so that it can be seen what shares it."""
     return {
-        name: tensor.parts["values"] if isinstance(tensor, EndorTensor) else tensor
+        name: tensor.memory.parts["values"] if isinstance(tensor, EndorTensor | Transposed) else tensor
         for name, tensor in tensors.items()
     }
 

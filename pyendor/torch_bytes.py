@@ -70,7 +70,7 @@ def _strides(tensor: Tensor) -> str:
 def from_bytes(data: Bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     """Bytes as a tensor, which keeps them."""
     if data.size == 0:
-        return torch.empty(tuple(shape), dtype=dtype)
+        return torch.empty(tuple(shape), dtype=dtype, device="cpu")
     if not data.flags.writeable:
         data = data.copy()
     return torch.from_numpy(data).view(dtype).reshape(tuple(shape))

@@ -228,7 +228,7 @@ class _Ring:
             self._copied[self._slot].record()
         self._slot, self._used = (self._slot + 1) % SLOTS, 0
         if len(self._slots) < SLOTS:
-            self._slots.append(torch.empty(SLOT, dtype=torch.uint8, pin_memory=self._real))
+            self._slots.append(torch.empty(SLOT, dtype=torch.uint8, device="cpu", pin_memory=self._real))
             # The host sleeps until it comes, and does not spin: threads that read need the processors.
             event: Any = functools.partial(torch.cuda.Event, blocking=True)
             self._copied.append(event() if self._real else None)

@@ -15,55 +15,22 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
-from pyendor import layout, metadata, torch_decode, torch_product
+from pyendor import capi, layout, metadata, torch_decode, torch_product
 from pyendor.encoded import EncodedTensor
+from pyendor.errors import UsageError
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
-from pyendor.torch_bytes import dtype_of, from_bytes, row_of, to_bytes
+from pyendor.torch_bytes import dtype_of, from_bytes
+from pyendor.torch_memory import Memory, Step, check_parts, encode
 from pyendor.torch_product import Encoded
+from pyendor.torch_views import Decoding, Transposed, View, copied_view, plain, step_of, views
 
 # Before the roles of parts, in the names of the attributes that hold them.
 _ATTRIBUTE = "part_"
 
 
-class _Decoding(Tensor):
-    """What decodes itself for operators that want elements."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if args and func.is_view and torch.is_inference_mode_enabled() and not args[0].is_inference():
-            # PyTorch notes what a view is a view of, which it cannot with tensors made in that mode.
-            with torch.inference_mode(False), torch.no_grad():
-                return cls.__torch_dispatch__(func, types, args, kwargs)
-        if func in _COMPOSED:
-            return func.decompose(*args, **kwargs)
-        if (done := cls._operate(func, args, kwargs)) is not None:
-            return done
-        dense = tree_map_only(_Decoding, lambda one: one.decode(), (args, kwargs))
-        return func(*dense[0], **dense[1])
-
-    @classmethod
-    def _operate(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What need not decode all of it; None for what does."""
-        raise NotImplementedError
-
-    def decode(self) -> Tensor:
-        """The dense tensor."""
-        raise NotImplementedError
-
-
-# Operators that come as they are in inference mode alone, and otherwise as those that they are made of.
-_COMPOSED = {torch.ops.aten.linear.default, torch.ops.aten.matmul.default}
-
-
-class EndorTensor(_Decoding):
+class EndorTensor(Decoding):
     """A tensor whose memory is its parts; wherever elements are wanted it is decoded.
 
     Args:
@@ -77,7 +44,7 @@ class EndorTensor(_Decoding):
         UnsupportedError: PyTorch does not have its type.
     """
 
-    meta: TensorMeta
+    memory: Memory
 
     @staticmethod
     def __new__(
@@ -90,10 +57,7 @@ class EndorTensor(_Decoding):
         if isinstance(parts, Tensor):
             return cast(EndorTensor, torch.nn.Parameter(parts, requires_grad=requires_grad))
         assert meta is not None
-        made: EndorTensor = Tensor._make_wrapper_subclass(
-            cls, meta.shape, dtype=dtype_of(meta), device=parts["values"].device, requires_grad=False
-        )
-        return made
+        return cls._of(Memory(parts, replace(meta, digest=None)))
 
     def __init__(
         self,
@@ -102,18 +66,34 @@ class EndorTensor(_Decoding):
         *,
         requires_grad: bool = False,
     ) -> None:
-        if meta is not None and not isinstance(parts, Tensor):
-            self._take(parts, meta)
+        pass
 
-    def _take(self, parts: Mapping[str, Tensor], meta: TensorMeta) -> None:
-        self.meta = replace(meta, digest=None)
-        for role, part in parts.items():
-            setattr(self, _ATTRIBUTE + role, part)
+    @classmethod
+    def _of(cls, memory: Memory) -> EndorTensor:
+        """A tensor of this memory, which it may share with others."""
+        parts, meta = memory.state
+        made: EndorTensor = Tensor._make_wrapper_subclass(
+            cls, meta.shape, dtype=dtype_of(meta), device=parts["values"].device
+        )
+        # Code that takes the address of the elements gets an error, not the address 0.
+        torch._C._set_throw_on_mutable_data_ptr(made)
+        made.memory = memory
+        return made
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """As of all that has a memory: it is the whole tensor."""
+        return ()
+
+    @property
+    def meta(self) -> TensorMeta:
+        """The entry of the tensor."""
+        return self.memory.meta
 
     @property
     def parts(self) -> dict[str, Tensor]:
         """The parts by role, in the order of B-2."""
-        return {spec.role: getattr(self, _ATTRIBUTE + spec.role) for spec in layout.part_specs(self.meta)}
+        return dict(self.memory.parts)
 
     @property
     def nnz(self) -> int:
@@ -132,13 +112,9 @@ class EndorTensor(_Decoding):
 
         Raises:
             UnsupportedError: its dtype cannot be encoded (spec 5.3).
+            UsageError: it is on the meta device.
         """
-        row = row_of(tensor.dtype)
-        encoded = EncodedTensor.encode(
-            "", row.name, tuple(tensor.shape), to_bytes(tensor.contiguous()), digest=False
-        )
-        made = cls.from_encoded(encoded)
-        return made._each(lambda part: part.to(tensor.device))
+        return cls(*encode(plain(tensor)))
 
     @classmethod
     def from_encoded(cls, encoded: EncodedTensor) -> EndorTensor:
@@ -165,7 +141,8 @@ class EndorTensor(_Decoding):
         Returns:
             Its parts and metadata, without a digest.
         """
-        return torch_decode.encoded(self.meta, self.parts, name)
+        parts, meta = self.memory.state
+        return torch_decode.encoded(meta, parts, name)
 
     def decode(self, out: Tensor | None = None, *, device: torch.device | str | int | None = None) -> Tensor:
         """The dense tensor, all rules of section 8 checked.
@@ -180,12 +157,11 @@ class EndorTensor(_Decoding):
         Raises:
             FormatError: the parts break a rule of section 8. ``out`` then holds nothing of use.
             ValueError: ``out`` is of another shape, dtype or device, or not contiguous.
-            RuntimeError: the tensor was given other memory through ``.data``.
+            RuntimeError: the tensor was given other memory behind its back, through ``torch.Tensor.data``.
         """
         self._require_own_memory()
         if out is None:
-            about = (metadata.entry_text(self.meta), list(self.shape), self.dtype)
-            dense: Tensor = torch.ops.endor.decode(list(self.parts.values()), *about)
+            dense = self.memory.decode()
             return dense if device is None else dense.to(device)
         if device is not None and torch.device(device) != out.device:
             raise ValueError(f"out is on {out.device}, not on {torch.device(device)}")
@@ -193,10 +169,6 @@ class EndorTensor(_Decoding):
             raise ValueError(f"out must be a contiguous {self.dtype} tensor of shape {list(self.shape)}")
         torch.ops.endor.decode_into(list(self.parts.values()), metadata.entry_text(self.meta), out)
         return out
-
-    def _converted(self, dense: Tensor) -> Tensor:
-        """What it is in another type: still encoded, as Module.to() puts it in the place of its memory."""
-        return EndorTensor.from_dense(dense)
 
     def _for_product(self) -> Encoded | None:
         """What it is multiplied as; None where all of it has to be decoded, or is already."""
@@ -214,7 +186,9 @@ class EndorTensor(_Decoding):
 
     def _require_own_memory(self) -> None:
         if (tuple(self.shape), self.dtype) != (self.meta.shape, dtype_of(self.meta)):
-            raise RuntimeError("an encoded tensor was given other memory through .data; assign a new tensor")
+            raise RuntimeError(
+                "an encoded tensor was given other memory behind its back; assign a new tensor"
+            )
 
     @property
     def sparsity(self) -> float:
@@ -226,23 +200,76 @@ class EndorTensor(_Decoding):
         """Bytes of the parts; ``nbytes`` are those of the dense tensor."""
         return sum(part.numel() for part in self.parts.values())
 
-    def data_ptr(self) -> int:
-        """Where the first part that has bytes is: like that of other tensors it tells them apart."""
-        pointers = (part.data_ptr() for part in self.parts.values())
-        return next((pointer for pointer in pointers if pointer), 0)
+    def product(self, func: Any, args: Sequence[Any]) -> Tensor | None:
+        """What an operator gives that multiplies by this one, transposed; None where it has to be decoded."""
+        weight = self._for_product() if func in _MULTIPLYING else None
+        if weight is None:
+            return None
+        given = [plain(one) if isinstance(one, View) else one for one in args[:-1]]
+        return torch_product.product(given[0] if len(given) == 2 else None, given[-1], weight)
 
-    # PyTorch copies and pickles by these what has no data_ptr, which this has.
+    # PyTorch's own of these would reach for dense memory, which there is none of.
+
+    def data_ptr(self) -> int:
+        """A number that tells tensors of different memory apart, as theirs does, but that is no address."""
+        return -id(self.memory)
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """The same object for all that share the memory. It has a size; to ask for its bytes is an error."""
+        return self.memory.storage(self.nbytes)
+
+    @property
+    def data(self) -> Any:
+        """An encoded tensor that shares the memory, without gradients.
+
+        To assign a tensor gives this one other memory, of any shape, dtype and device: that of the other, if
+        it is encoded too, and otherwise its elements, encoded. Tensors that shared the memory keep it.
+        """
+        return _DATA.__get__(self)
+
+    @data.setter
+    def data(self, other: Tensor) -> None:
+        if not isinstance(other, Tensor):
+            raise UsageError(f".data of a tensor must be a tensor, not {type(other).__name__}")
+        made = other if isinstance(other, EndorTensor) else EndorTensor.from_dense(other.detach())
+        _DATA.__set__(self, EndorTensor._of(made.memory))
+        self.memory = made.memory
+
+    def share_memory_(self) -> EndorTensor:
+        """Move the parts to shared memory. After that it cannot be written to: others would not see it."""
+        for part in self.parts.values():
+            part.share_memory_()  # type: ignore[no-untyped-call]
+        return self
+
+    def is_shared(self) -> bool:
+        """True if all parts that have bytes are in shared memory."""
+        return all(
+            part.is_shared()  # type: ignore[no-untyped-call]
+            for part in self.parts.values()
+            if part.numel()
+        )
+
+    def __copy__(self) -> EndorTensor:
+        made = EndorTensor._of(self.memory)
+        made.requires_grad_(self.requires_grad)
+        made.__dict__.update({**self.__dict__, "memory": made.memory})
+        return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EndorTensor:
         if id(self) in memo:
             return cast(EndorTensor, memo[id(self)])
-        made = cast(EndorTensor, self.detach()).requires_grad_(self.requires_grad)
+        made = EndorTensor._of(copy.deepcopy(self.memory, memo))
+        made.requires_grad_(self.requires_grad)
         memo[id(self)] = made
-        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return cast(EndorTensor, made)
+        made.__dict__.update(copy.deepcopy(self._state(), memo))
+        return made
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
-        return _rebuilt, (self.parts, self.meta, self.requires_grad, self.__dict__)
+        return _rebuilt, (self.parts, metadata.entry_text(self.meta), self.requires_grad, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        """Attributes, but for what the tensor is made of."""
+        return {name: value for name, value in self.__dict__.items() if name != "memory"}
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> EndorTensor:
         return EndorTensor({role: function(part) for role, part in self.parts.items()}, self.meta)
@@ -265,73 +292,60 @@ class EndorTensor(_Decoding):
         """All that a graph of torch.compile may depend on."""
         return f"{metadata.entry_text(self.meta)} {self.device} {self.requires_grad}"
 
-    @classmethod
-    def _operate(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        operate = _OPERATORS.get(func) if args and isinstance(args[0], EndorTensor) else None
-        return operate(args[0], func, args[1:], kwargs) if operate is not None else None
+    def view_by(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A view: encoded where that is possible, and otherwise a dense copy that behaves as one."""
+        if func in _ALIASING:
+            return EndorTensor._of(self.memory)
+        if func is torch.ops.aten.t.default and self._for_product() is not None:
+            return Transposed(self)
+        if func in _CUTTING and (part := _cut(self, func, args, kwargs)) is not None:
+            return copied_view(self.memory, part, step_of(func, args, kwargs))
+        return views(self.memory, self.decode(), (), func, args, kwargs)
+
+    def operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operator gives whose first argument this is and that need not decode all of it."""
+        operate = _OPERATORS.get(func) if args[0] is self else None
+        return operate(self, func, args[1:], kwargs) if operate is not None else None
 
 
+# Views that are encoded tensors, and those that decode only what they show.
+_ALIASING = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
+_CUTTING = {torch.ops.aten.slice.Tensor, torch.ops.aten.select.int}
 # The products that torch.nn.functional.linear is made of.
 _MULTIPLYING = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 
 
-class _Transposed(_Decoding):
-    """What a layer multiplies by: a matrix that is still encoded, transposed. For all else it is decoded."""
-
-    base: EndorTensor
-
-    @staticmethod
-    def __new__(cls, base: EndorTensor) -> _Transposed:
-        rows, columns = base.shape
-        made: _Transposed = Tensor._make_wrapper_subclass(
-            cls, (columns, rows), (1, columns), dtype=base.dtype, device=base.device
-        )
-        made.base = base
-        return made
-
-    def decode(self) -> Tensor:
-        return self.base.decode().t()
-
-    def data_ptr(self) -> int:
-        return self.base.data_ptr()
-
-    def untyped_storage(self) -> torch.UntypedStorage:
-        return self.base.parts["values"].untyped_storage()
-
-    def numpy(self, *, force: bool = False) -> Any:
-        return self.decode().numpy(force=force)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        return copy.deepcopy(self.decode(), memo)
-
-    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
-        return _same, (self.decode(),)
-
-    @classmethod
-    def _operate(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func in {torch.ops.aten.detach.default, torch.ops.aten.alias.default}:
-            return _Transposed(func(args[0].base))
-        if func is torch.ops.aten.t.default:
-            return torch.ops.aten.alias.default(args[0].base)
-        if func not in _MULTIPLYING or kwargs or not isinstance(args[-1], _Transposed):
-            return None
-        weight = args[-1].base._for_product()
-        bias = args[0] if len(args) == 3 else None
-        return torch_product.product(bias, args[-2], weight) if weight is not None else None
+_DATA: Any = Tensor.data
 
 
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
+def _attribute(role: str) -> property:
+    return property(lambda tensor: tensor.parts[role], doc=f"The part {role}.")
 
 
-def _rebuilt(
-    parts: Mapping[str, Tensor], meta: TensorMeta, requires_grad: bool, state: dict[str, Any]
-) -> EndorTensor:
-    """What was pickled."""
-    made = EndorTensor(parts, meta)
-    made.requires_grad_(requires_grad)
-    made.__dict__.update(state)
+for _role in capi.ROLES:
+    setattr(EndorTensor, _ATTRIBUTE + _role, _attribute(_role))
+
+
+def _rebuilt(parts: object, entry: object, requires_grad: object, state: object) -> EndorTensor:
+    """What was pickled, by whomever.
+
+    Raises:
+        FormatError: the metadata breaks a rule M.
+        UsageError: the parts are not those that it asks for.
+    """
+    meta = metadata.parse_entry(entry) if isinstance(entry, str) else entry
+    if not isinstance(meta, TensorMeta) or not isinstance(state, dict):
+        raise UsageError(f"a pickled encoded tensor has no metadata, but {type(entry).__name__}")
+    made = EndorTensor(check_parts(parts, meta), meta)
+    made.requires_grad_(bool(requires_grad))
+    # Earlier releases kept metadata and parts as attributes.
+    own = {"memory", "meta", *(_ATTRIBUTE + role for role in capi.ROLES)}
+    made.__dict__.update({str(name): value for name, value in state.items() if name not in own})
     return made
+
+
+# So that torch.load reads it with weights_only too.
+torch.serialization.add_safe_globals([_rebuilt])
 
 
 # Elements or rows one by one cost more than the same number of those beside each other.
@@ -346,7 +360,7 @@ def _on_cpu(tensor: EndorTensor) -> bool:
 def _keep(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor:
     """What leaves the elements as they are is done to the parts."""
     if options.get("dtype") not in {None, tensor.dtype}:
-        return tensor._converted(func(tensor.decode(), *args, **options))
+        return EndorTensor.from_dense(func(tensor.decode(), *args, **options))
     options = {key: value for key, value in options.items() if key not in {"dtype", "memory_format"}}
     return tensor._each(lambda part: func(part, *args, **options))
 
@@ -355,12 +369,6 @@ def _pinned(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[s
     """Whether all parts are in pinned memory; empty ones never are."""
     pinned = [func(part, *args, **options) for part in tensor.parts.values() if part.numel()]
     return bool(pinned) and all(pinned)
-
-
-def _transpose(
-    tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]
-) -> _Transposed | None:
-    return _Transposed(tensor) if tensor._for_product() is not None else None
 
 
 def _rows(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor | None:
@@ -392,28 +400,11 @@ def _cut(tensor: EndorTensor, func: Any, args: Sequence[Any], options: dict[str,
     return from_bytes(data, tensor.dtype, view.shape)
 
 
-def _copy(into: EndorTensor, func: Any, args: Sequence[Any], options: dict[str, Any]) -> EndorTensor:
-    """``into.copy_(source)``: as when a state is loaded. The parts are replaced: their sizes may differ."""
-    source = args[0]
-    if source.shape != into.shape:
-        source = source.expand(into.shape)
-    if not isinstance(source, EndorTensor) or source.dtype != into.dtype:
-        source = EndorTensor.from_dense(source.to(into.dtype))
-    into._take({role: part.to(into.device, copy=True) for role, part in source.parts.items()}, source.meta)
-    return into
-
-
 # What need not decode all of a tensor, its first argument, and how it is done; None is given where it has to.
 _OPERATORS: dict[Any, Callable[[EndorTensor, Any, Sequence[Any], dict[str, Any]], Any]] = {
-    torch.ops.aten.detach.default: _keep,
-    torch.ops.aten.alias.default: _keep,
     torch.ops.aten.clone.default: _keep,
     torch.ops.aten._to_copy.default: _keep,
     torch.ops.aten._pin_memory.default: _keep,
     torch.ops.aten.is_pinned.default: _pinned,
-    torch.ops.aten.copy_.default: _copy,
-    torch.ops.aten.t.default: _transpose,
-    torch.ops.aten.slice.Tensor: _cut,
-    torch.ops.aten.select.int: _cut,
     torch.ops.aten.embedding.default: _rows,
 }

@@ -323,7 +323,7 @@ def _observed(block: torch.nn.Module) -> Iterator[dict[torch.nn.Module, Tensor]]
             if isinstance(module, torch.nn.Linear | Conv1D):
                 stack.callback(module.register_forward_pre_hook(observe).remove)
                 inputs = module.in_features if isinstance(module, torch.nn.Linear) else module.nx
-                seen[module] = torch.zeros(inputs, dtype=torch.float64)
+                seen[module] = torch.zeros(inputs, dtype=torch.float64, device="cpu")
         yield seen
 
 

@@ -213,6 +213,27 @@ def test_carried_files_that_change_while_others_are_converted(
         assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "inner"])
+def test_links_that_come_while_weights_are_converted(
+    model: Path, tmp_path: Path, secrets: Path, name: str
+) -> None:
+    (secrets / "notes.txt").write_bytes(SECRET)
+
+    def progress(done: int) -> None:
+        if not (model / name).is_symlink():
+            swap(model / name, secrets if name == "inner" else secrets / "notes.txt")
+
+    for command in (
+        convert.compress,
+        lambda *args, **options: prune.prune(*args, prune.Options(), **options),
+    ):
+        with pytest.raises(UsageError, match="changed while it was read"):
+            command(model, tmp_path / "x", progress=progress)
+        assert not (tmp_path / "x").exists()
+        (model / name).unlink()
+        (model / f".{name}").rename(model / name)
+
+
 @pytest.mark.parametrize("descriptors", [True, False])
 def test_links_below_a_directory_are_not_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, descriptors: bool

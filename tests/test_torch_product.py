@@ -188,8 +188,8 @@ def test_faults_are_found() -> None:
 def test_other_memory_is_an_error() -> None:
     """As wherever such a tensor is decoded: its parts are not what it is any more."""
     layer = linear(weight(1024, 256), requires_grad=False)
-    layer.weight.data = torch.zeros(512, 256, dtype=torch.bfloat16)
-    with pytest.raises(RuntimeError, match=r"given other memory through \.data"):
+    torch.Tensor.data.__set__(layer.weight, torch.zeros(512, 256, dtype=torch.bfloat16))  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="given other memory behind its back"):
         torch.ones(1, 256).bfloat16() @ layer.weight.t()
 
 

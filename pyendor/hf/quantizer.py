@@ -20,6 +20,7 @@ from transformers.quantizers.base import HfQuantizer
 from pyendor import choice
 from pyendor.choice import MIN_SAVING
 from pyendor.encoded import EncodedTensor, take_survey
+from pyendor.errors import UsageError
 from pyendor.hf import files
 from pyendor.hf.config import EndorConfig
 from pyendor.naming import METHOD
@@ -93,8 +94,17 @@ class EndorQuantizer(HfQuantizer):
             self._saving = False
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:
-        """Whether stock ``save_pretrained`` may save it: not by itself, as it knows no encoded weights."""
-        return self._saving
+        """True while :func:`pyendor.transformers.save_pretrained` saves the model.
+
+        Raises:
+            UsageError: it is saved by ``save_pretrained`` of transformers, which knows no encoded weights.
+        """
+        if not self._saving:
+            raise UsageError(
+                "the weights of this model are encoded, and its own save_pretrained does not know such: "
+                "call pyendor.transformers.save_pretrained(model, path)"
+            )
+        return True
 
     def get_state_dict_and_metadata(
         self, model: Any, safe_serialization: bool | None = None

@@ -171,7 +171,7 @@ def _initialized(
                     module._parameters if attribute in module._parameters else module._buffers
                 )
                 value = holder[attribute]
-                fresh = torch.empty(value.shape, dtype=value.dtype)
+                fresh = torch.empty(value.shape, dtype=value.dtype, device="cpu")
                 fresh = fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh.zero_()
                 made[name] = fresh
                 old.append((holder, attribute, value))

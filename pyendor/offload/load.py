@@ -68,7 +68,7 @@ def keep(
             old = module._parameters.get(attribute)
             goal = old if old is not None else module._buffers[attribute]
             assert goal is not None
-            tensor = torch.empty(goal.shape, dtype=goal.dtype)
+            tensor = torch.empty(goal.shape, dtype=goal.dtype, device="cpu")
             for piece in pieces[name]:
                 source = _load(piece.tensor)
                 tensor.view(-1)[piece.start : piece.start + source.numel()].copy_(source)
