@@ -28,7 +28,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,19 +90,22 @@ Observed = dict[str, list[torch.Tensor]]
 # One architecture ------------------------------------------------------------------------------------------
 
 
-def examine(model_type: str, modes: list[str]) -> dict[str, Any]:
-    """What becomes of one architecture in each mode."""
-    made = _make(model_type)
+def examine(model_type: str, modes: list[str], before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What becomes of one architecture in each mode; ``before`` is what an earlier run found."""
+    made = _make(model_type, (before or {}).get("config"))
     if isinstance(made, dict):
         return made
-    model, arguments = made
+    model, arguments, number = made
     kind = type(model)
     result: dict[str, Any] = {
         "class": kind.__name__,
+        "config": number,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "inputs": sorted(arguments),
         "modes": {},
     }
+    if not modes:
+        return result
     with tempfile.TemporaryDirectory() as folder:
         dense, endor = Path(folder, "dense"), Path(folder, "endor")
         model.save_pretrained(dense)
@@ -114,7 +117,8 @@ def examine(model_type: str, modes: list[str]) -> dict[str, Any]:
         }
         if lacking:
             result["stock"] = lacking
-        reference.eval()
+        # PyTorch multiplies in another way by weights that require gradients, without gradients too.
+        reference.eval().requires_grad_(False)
         calls = _calls(reference, arguments)
         result["calls"] = sorted(calls)
         wanted = _observe(reference, calls)
@@ -126,12 +130,18 @@ def examine(model_type: str, modes: list[str]) -> dict[str, Any]:
     return result
 
 
-def _make(model_type: str) -> tuple[Any, dict[str, Any]] | dict[str, Any]:
-    """A model with arguments that it runs with; or why there is none."""
+def _make(model_type: str, known: str | None = None) -> tuple[Any, dict[str, Any], str] | dict[str, Any]:
+    """A model with arguments that it runs with, and the number of its config; or why there is none.
+
+    The class and number that are known to do are tried first.
+    """
     failures: list[str] = []
-    began = time.monotonic()
-    for kind in tiny.classes_of(model_type):
-        for config in tiny.configs(model_type):
+    began = time.process_time()
+    tries = [(kind, number) for kind in tiny.classes_of(model_type) for number in range(tiny.CONFIGS)]
+    tries.sort(key=lambda one: f"{one[0].__name__} {one[1]}" != known)
+    for kind, number in tries:
+        config = tiny.config(model_type, number)
+        if config is not None:
             try:
                 model = tiny.build(kind, config)
                 arguments = tiny.inputs(model)
@@ -139,7 +149,7 @@ def _make(model_type: str) -> tuple[Any, dict[str, Any]] | dict[str, Any]:
                     outputs = _tensors(model(**arguments))
                 if not any(one.is_floating_point() and one.numel() for one in outputs):
                     raise ValueError("no output")
-                return model, arguments
+                return model, arguments, f"{kind.__name__} {number}"
             except ImportError as error:
                 found = re.search(r"requires the (\S+) library|No module named '(\S+)'", str(error))
                 needs = next(filter(None, found.groups()), "?") if found else str(error)[:80]
@@ -148,8 +158,8 @@ def _make(model_type: str) -> tuple[Any, dict[str, Any]] | dict[str, Any]:
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 line = f"{kind.__name__}: {type(error).__name__}: {str(error)[:160]}"
                 failures.append(f"{line} ({Path(where.filename).name}:{where.lineno})")
-            if time.monotonic() - began > SECONDS / 4:
-                break
+        if time.process_time() - began > SECONDS / 20:
+            break
     return {"untested": (failures or ["no class or no config"])[0], "tries": failures[:4] + failures[-1:]}
 
 
@@ -171,6 +181,8 @@ def _calls(model: Any, arguments: dict[str, Any]) -> dict[str, tuple[str, dict[s
     if callable(getattr(model, "can_generate", None)) and model.can_generate():
         given = {key: value for key, value in arguments.items() if not key.startswith("decoder_")}
         given |= {"max_new_tokens": 3, "do_sample": False}
+        if model.config.is_encoder_decoder and model.generation_config.decoder_start_token_id is None:
+            given["decoder_start_token_id"] = 1
         with contextlib.suppress(Exception):
             torch.manual_seed(3)
             if _tensors(model.generate(**given)):
@@ -239,7 +251,7 @@ def _outcome(
     except Exception as error:
         return {"outcome": FAILS, "detail": _described(error)}
     try:
-        got = _observe(model.eval(), calls)
+        got = _observe(model.eval().requires_grad_(False), calls)
         differing = _differences(wanted, got)
         if not differing and str(model.device) != "cpu":
             raise AssertionError(f"model.device is {model.device}")
@@ -325,7 +337,9 @@ def run(names: list[str], modes: list[str], out: Path, workers: int, again: bool
     waiting = [
         name
         for name in names
-        if again or name not in found or not set(modes) <= set(found[name].get("modes", modes))
+        if again
+        or name not in found
+        or not set(modes) <= found[name].get("modes", dict.fromkeys(modes)).keys()
     ]
     running: dict[int, tuple[str, Path, float]] = {}
     # What all of them need is made before they are forked, and is left alone by their collectors.
@@ -341,7 +355,7 @@ def run(names: list[str], modes: list[str], out: Path, workers: int, again: bool
             while waiting and len(running) < workers:
                 name = waiting.pop(0)
                 place = Path(folder, f"{len(waiting)}.json")
-                running[_start(name, modes, place)] = (name, place, time.monotonic())
+                running[_start(name, modes, place, found.get(name))] = (name, place, time.monotonic())
             pid, status = os.wait()
             name, place, began = running.pop(pid)
             result = (
@@ -353,15 +367,19 @@ def run(names: list[str], modes: list[str], out: Path, workers: int, again: bool
             found[name] = result
             out.parent.mkdir(parents=True, exist_ok=True)
             draft = out.with_suffix(".new")
-            draft.write_text(
-                json.dumps({**results, "architectures": dict(sorted(found.items()))}, indent=1) + "\n"
-            )
+            draft.write_text(_text(results["versions"], found))
             draft.replace(out)
             print(f"{name}: {brief(result)}", flush=True)
     return results
 
 
-def _start(name: str, modes: list[str], place: Path) -> int:
+def _text(about: dict[str, str], found: dict[str, Any]) -> str:
+    """JSON with a line for each architecture."""
+    lines = (f"  {json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found))
+    return f'{{"versions": {json.dumps(about)}, "architectures": {{\n' + ",\n".join(lines) + "\n}}\n"
+
+
+def _start(name: str, modes: list[str], place: Path, before: dict[str, Any] | None) -> int:
     """The number of a process that examines one architecture and writes what it finds."""
     pid = os.fork()
     if pid:
@@ -370,7 +388,7 @@ def _start(name: str, modes: list[str], place: Path) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
     try:
-        result = examine(name, modes)
+        result = examine(name, modes, before)
     except BaseException as error:
         traceback.print_exc()
         result = {"untested": f"{type(error).__name__}: {str(error)[:240]}"}
@@ -403,6 +421,81 @@ def worst(result: dict[str, Any]) -> str:
     return max((one["outcome"] for one in result["modes"].values()), key=order.index)
 
 
+def page(results: dict[str, Any]) -> str:
+    """The page of the documentation that shows the results."""
+    found = results["architectures"]
+    tested = {name: one for name, one in found.items() if one.get("modes")}
+    needs = {name: one["needs"] for name, one in found.items() if "needs" in one}
+    rest = sorted(found.keys() - tested.keys() - needs.keys())
+    bad = {name: one for name, one in tested.items() if worst(one) not in {EXACT, ALIGNMENT}}
+    near = {name: one for name, one in tested.items() if worst(one) == ALIGNMENT}
+    listed = ", ".join(f"{key} {value}" for key, value in results["versions"].items())
+    lines = [
+        "# Architectures",
+        "",
+        "<!-- made by tests/architectures.py --table -->",
+        "",
+        "Offloading and loading of the architectures of Transformers, against the dense model, bit for bit",
+        f"({listed}).",
+        "A small model of each is made from its default config, saved by Transformers and compressed. It",
+        "runs forward twice, generates, and runs its methods for parts (`get_image_features`, `encode`).",
+        "The dense model is frozen (`requires_grad_(False)`): PyTorch multiplies in another way by weights",
+        "that require gradients. `python tests/architectures.py` repeats the runs.",
+        "",
+        "| mode | " + " | ".join(OUTCOMES) + " |",
+        "| --- |" + " ---: |" * len(OUTCOMES),
+    ]
+    for mode, (what, _) in MODES.items():
+        counts = [
+            sum(one["modes"].get(mode, {}).get("outcome") == outcome for one in tested.values())
+            for outcome in OUTCOMES
+        ]
+        lines.append(f"| {what} | " + " | ".join(map(str, counts)) + " |")
+    lines += ["", *(f"- **{outcome}**: {what}." for outcome, what in OUTCOMES.items()), ""]
+    lines.append(
+        f"{len(tested)} architectures were run; {len(tested) - len(bad)} of them are right in every mode."
+    )
+    if needs:
+        packages = sorted(set(needs.values()))
+        parts = (f"{', '.join(n for n in sorted(needs) if needs[n] == p)} ({p})" for p in packages)
+        lines.append(f"{len(needs)} need a package that was not installed: {'; '.join(parts)}.")
+    if rest:
+        what = "of which no small model with inputs was made, so that nothing is known of them here"
+        lines.append(f"There are {len(rest)} {what}: {_listed(rest)}")
+    if bad:
+        lines += [
+            "",
+            "## Not right in every mode",
+            "",
+            "| architecture | modes | outcome |",
+            "| --- | --- | --- |",
+        ]
+        lines += [line for name in sorted(bad) for line in _rows(name, bad[name])]
+    if near:
+        lines += ["", "## Differ by memory alignment only", ""]
+        lines.append(
+            "Kernels of PyTorch may add in another order when operands lie elsewhere in memory: the dense"
+        )
+        lines.append("model gives the same difference when its weights are moved. " + _listed(near))
+    lines += ["", "## Right in every mode", ""]
+    lines.append(_listed(tested.keys() - bad.keys() - near.keys()))
+    return "\n".join(lines) + "\n"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) + "."
+
+
+def _rows(name: str, result: dict[str, Any]) -> Iterator[str]:
+    """Rows of a table, one for each finding."""
+    findings: dict[str, list[str]] = {}
+    for mode, one in result["modes"].items():
+        if one["outcome"] not in {EXACT, ALIGNMENT}:
+            detail = re.sub(r"\s+", " ", one["detail"]).replace("|", "/").replace("<", "&lt;")[:200]
+            findings.setdefault(f"{one['outcome']}: {detail}", []).append(mode)
+    return (f"| {name} | {', '.join(modes)} | {finding} |" for finding, modes in findings.items())
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -413,12 +506,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="examine also what the results have")
+    parser.add_argument("--table", action="store_true", help="make the page from the results")
     options = parser.parse_args()
+    if options.table:
+        PAGE.write_text(page(json.loads(options.out.read_text())))
+        return
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     names = options.only.split(",") if options.only else tiny.model_types()
-    run(names, options.modes.split(","), options.out, options.workers, options.again)
+    run(names, list(filter(None, options.modes.split(","))), options.out, options.workers, options.again)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from test_offload import Case, generate, make  # noqa: E402  needs torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling  # noqa: E402
 
 from pyendor import offload  # noqa: E402
 from pyendor.errors import UsageError  # noqa: E402
-from pyendor.offload import load, offload_model  # noqa: E402
+from pyendor.offload import fetched, load, offload_model  # noqa: E402
 from pyendor.offload.gpu import Gpu  # noqa: E402
 from pyendor.offload.turn import Turn  # noqa: E402
 from pyendor.torch import save_model  # noqa: E402
@@ -710,3 +711,12 @@ def test_a_graph_of_a_gpu_cannot_hold_it(offloaded: Callable[..., Any], monkeypa
                 model(x)
         with torch.no_grad():
             assert torch.equal(model(x), reference(x))
+
+
+def test_what_a_module_returns_stays_the_object_that_it_is() -> None:
+    output = BaseModelOutputWithPooling(last_hidden_state=torch.ones(2))
+    output.hidden_states = (torch.ones(3),)
+    output.pooler_output = torch.ones(4)
+    for one in (output, [torch.ones(2)], {"b": torch.ones(2), "a": 1}):
+        assert fetched.owned(one) is one
+    assert list(output.keys()) == ["last_hidden_state", "hidden_states", "pooler_output"]

@@ -11,7 +11,7 @@ import copy
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +32,14 @@ _HEADS = (
         "CAUSAL_LM",
         "MASKED_LM",
     ),
-    *("CTC", "PRETRAINING", "OBJECT_DETECTION", "UNIVERSAL_SEGMENTATION", "INSTANCE_SEGMENTATION"),
+    *(
+        "CTC",
+        "ZERO_SHOT_IMAGE_CLASSIFICATION",
+        "PRETRAINING",
+        "OBJECT_DETECTION",
+        "UNIVERSAL_SEGMENTATION",
+        "INSTANCE_SEGMENTATION",
+    ),
     *("SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION", "IMAGE_CLASSIFICATION", "VIDEO_CLASSIFICATION"),
     *("TEXT_TO_SPECTROGRAM", "TEXT_TO_WAVEFORM", "TIME_SERIES_PREDICTION", "MASK_GENERATION"),
 )
@@ -42,13 +49,13 @@ _WIDTH = re.compile(
     r"|dims|.*hidden_sizes?|embedding_size|.*_rank|d_kv|d_ff|d_inner|n_inner|ffn_hidden_size|decoder_.*_size"
     r"|encoder_hidden_size|classifier_proj_size|output_hidden_size|pooler_hidden_size|lru_width|width"
     r"|.*_width|channels|out_channels|.*_channels?|num_filters|vision_embed_size|projection_size"
-    r"|backbone_channel_list|upsample_groups|coordinate_size|shape_size|d_latents|.*projector_.*size|entity_emb_size|pooler_output_size|d_rel)$"
+    r"|backbone_channel_list|upsample_groups|.*_hidden_dimension|coordinate_size|shape_size|d_latents|.*projector_.*size|entity_emb_size|pooler_output_size|d_rel)$"
 )
 _NOT_WIDTH = re.compile(
-    r"^(num_channels|in_channels|in_chans|audio_channels|image_channels|num_.*_channels|input_channels|input_dim"
+    r"^(num_channels|(?!num_filters)num_.*|in_channels|in_chans|audio_channels|image_channels|num_.*_channels|input_channels|input_dim"
     r"|.*kernel.*|.*patch_size|.*window.*|.*chunk.*|.*codebook_size|vocab_size|.*_vocab_size|.*image_size"
     r"|.*block_size|.*conv_dim|linear_conv_kernel_dim|.*pool_.*|.*max_.*|.*stride.*|mlp_ratio"
-    r"|.*num_.*)$"
+    r"|.*_num_.*)$"
 )
 _DEPTH = re.compile(
     r"^((num_)?(.*_)?(hidden_|encoder_|decoder_)?layers|n_layers?|(.*_)?depth|num_(.*_)?blocks|num_encoder_blocks"
@@ -90,25 +97,25 @@ def classes_of(model_type: str) -> list[Any]:
     return [getattr(transformers, name) for name in dict.fromkeys(names) if hasattr(transformers, name)]
 
 
-def configs(model_type: str) -> Iterator[PreTrainedConfig]:
-    """Small configs of an architecture, the smallest first."""
+_DIVISORS = (16, 32, 64, 8, 4, 2, 1)
+# Layers, and whether lists with a value for each layer are cut.
+_CUTS = ((LAYERS, False), (LAYERS, True), (2 * LAYERS, False), (2 * LAYERS, True), (0, False))
+CONFIGS = len(_DIVISORS) * len(_CUTS)
+
+
+def config(model_type: str, number: int) -> PreTrainedConfig | None:
+    """A small config of an architecture, one of ``CONFIGS``; None if its class does not take it."""
     kind = getattr(transformers, configuration_auto.CONFIG_MAPPING_NAMES[model_type])
     special = SPECIAL.get(model_type, {})
-    base = kind(**special.get("base", {}))
-    for divisor in special.get("divisors", (16, 32, 64, 8, 4, 2, 1)):
-        for layers, lists in (
-            (LAYERS, False),
-            (LAYERS, True),
-            (2 * LAYERS, False),
-            (2 * LAYERS, True),
-            (0, False),
-        ):
-            wanted = _smaller(base, divisor, layers, lists)
-            _merge(wanted, special.get("config", {}))
-            try:
-                yield kind(**{**special.get("base", {}), **wanted})
-            except Exception:  # a value that this config refuses: the next one
-                continue
+    divisor, (layers, lists) = _DIVISORS[number // len(_CUTS)], _CUTS[number % len(_CUTS)]
+    if divisor not in special.get("divisors", _DIVISORS):
+        return None
+    try:
+        wanted = _smaller(kind(**special.get("base", {})), divisor, layers, lists)
+        _merge(wanted, special.get("config", {}))
+        return kind(**special.get("base", {}) | wanted)
+    except Exception:  # a value that this class refuses
+        return None
 
 
 def _merge(wanted: dict[str, Any], more: dict[str, Any]) -> None:
@@ -143,6 +150,9 @@ def _smaller(config: PreTrainedConfig, divisor: int, layers: int, lists: bool) -
             changed[key] = following
             following -= 1
     _divide_heads(attributes, changed)
+    vision, text = changed.get("vision_config"), changed.get("text_config")
+    if vision and text and hasattr(config.vision_config, "out_hidden_size") and "hidden_size" in text:
+        vision["out_hidden_size"] = text["hidden_size"]  # which differ in some defaults
     if layers and lists:
         # What there is one of for each layer, where the config does not derive that.
         for key, value in attributes.items():
@@ -188,9 +198,9 @@ def _divide_heads(attributes: dict[str, Any], changed: dict[str, Any]) -> None:
         ("n_heads", "dim"),
     ):
         count, whole = attributes.get(heads), changed.get(width)
-        divisible = not isinstance(count, int) or not isinstance(whole, int) or whole % (2 * count) == 0
+        divisible = not isinstance(count, int) or not isinstance(whole, int) or whole % (4 * count) == 0
         if not divisible and not {"head_dim", "num_key_value_heads"} & attributes.keys():
-            changed[heads] = max(math.gcd(count, whole // 2), 1)
+            changed[heads] = max(math.gcd(count, whole // 4), 1)
 
 
 def _varied(values: list[Any], count: int) -> list[Any]:
@@ -288,6 +298,8 @@ def inputs(model: Any) -> dict[str, Any]:
         _place_images(model, given, generator)
     if "input_features" in given and "input_ids" in given:
         _place_audio(model, given)
+    if "input_features" in given and "input_features_mask" in names and "input_ids" not in given:
+        given["input_features_mask"] = torch.ones(given["input_features"].shape[:2], dtype=torch.bool)
     if "bbox" in names and "input_ids" in given:
         given["bbox"] = torch.tensor([1, 2, 30, 40]).repeat(*given["input_ids"].shape, 1)
     return given
@@ -347,7 +359,16 @@ _FEATURES_FIRST = {
         "parakeet_ctc",
         "parakeet_encoder",
     ),
-    *("lasr_ctc", "lasr_encoder", "granite_speech", "phi4_multimodal", "parakeet_tdt", "parakeet_rnnt"),
+    *(
+        "canary",
+        "cohere_asr",
+        "lasr_ctc",
+        "lasr_encoder",
+        "granite_speech",
+        "phi4_multimodal",
+        "parakeet_tdt",
+        "parakeet_rnnt",
+    ),
 }
 
 
@@ -362,6 +383,11 @@ def _patches(config: Any, model: Any, generator: torch.Generator) -> dict[str, A
     )
     patches = torch.randn(BATCH * side * side, channels * frames * patch * patch, generator=generator)
     return {name: patches, "grid_thw": torch.tensor([[1, side, side]] * BATCH)}
+
+
+def _owner(model: Any, name: str) -> Any:
+    """What has a method with its arguments: the model within, where there is one."""
+    return model.model if hasattr(getattr(model, "model", None), name) else model
 
 
 def _place_images(model: Any, given: dict[str, Any], generator: torch.Generator) -> None:
@@ -383,7 +409,7 @@ def _place_images(model: Any, given: dict[str, Any], generator: torch.Generator)
             given["mm_token_type_ids"] = None
     if token is None:
         return
-    owner = model if hasattr(model, "get_image_features") else getattr(model, "model", model)
+    owner = _owner(model, "get_image_features")
     try:
         wanted = inspect.signature(owner.get_image_features).parameters
         more = {key: value for key, value in given.items() if key in wanted}
@@ -419,7 +445,7 @@ def _place_audio(model: Any, given: dict[str, Any]) -> None:
     token = getattr(config, "audio_token_id", None) or getattr(config, "audio_token_index", None)
     if token is None:
         return
-    owner = model if hasattr(model, "get_audio_features") else getattr(model, "model", model)
+    owner = _owner(model, "get_audio_features")
     names = inspect.signature(model.forward).parameters
     for mask in ("feature_attention_mask", "input_features_mask"):
         if mask in names:
@@ -504,6 +530,39 @@ def _detr(**more: Any) -> dict[str, Any]:
     return {"base": {"use_timm_backbone": False, "backbone": None, "backbone_config": _resnet(), **more}}
 
 
+def _forecast(model: Any, generator: torch.Generator) -> dict[str, Any]:
+    config = model.config
+    before, after = _before(config), config.prediction_length
+    past = torch.rand(BATCH, before, generator=generator)
+    return {
+        "past_values": past,
+        "past_time_features": torch.rand(BATCH, before, config.num_time_features, generator=generator),
+        "past_observed_mask": torch.ones_like(past),
+        "future_values": torch.rand(BATCH, after, generator=generator),
+        "future_time_features": torch.rand(BATCH, after, config.num_time_features, generator=generator),
+    }
+
+
+def _queries(model: Any, generator: torch.Generator) -> dict[str, Any]:
+    config = model.config
+    return {
+        "query_embeds": torch.randn(BATCH, 4, config.hidden_size, generator=generator),
+        "encoder_hidden_states": torch.randn(BATCH, 6, config.encoder_hidden_size, generator=generator),
+    }
+
+
+def _decisions(model: Any, generator: torch.Generator) -> dict[str, Any]:
+    config = model.config
+    return {
+        "states": torch.randn(BATCH, 5, config.state_dim, generator=generator),
+        "actions": torch.randn(BATCH, 5, config.act_dim, generator=generator),
+        "rewards": torch.randn(BATCH, 5, 1, generator=generator),
+        "returns_to_go": torch.randn(BATCH, 5, 1, generator=generator),
+        "timesteps": torch.arange(5).repeat(BATCH, 1),
+        "attention_mask": torch.ones(BATCH, 5),
+    }
+
+
 # What single architectures need: classes, config (overrides), base, divisors, layers, inputs.
 SPECIAL: dict[str, dict[str, Any]] = {
     "detr": _detr(),
@@ -518,8 +577,32 @@ SPECIAL: dict[str, dict[str, Any]] = {
                 "text_config": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
             },
         }
-        for name in ("glm4v", "glm4v_moe", "glm46v", "glmga")
+        for name in ("glm4v", "glm4v_moe", "glm46v", "glmga", "qwen2_5_vl")
     },
+    **{
+        name: {
+            "base": {"prediction_length": 4, "context_length": 16, "lags_sequence": [1, 2]},
+            "inputs": _forecast,
+        }
+        for name in ("autoformer", "informer", "time_series_transformer")
+    },
+    "qwen2_vl": {
+        "divisors": (16,),
+        "config": {
+            "text_config": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+            "vision_config": {"hidden_size": 512},  # that of the text
+        },
+    },
+    "gemma3": {"config": {"mm_tokens_per_image": 4}},
+    "aria": {"base": {"projector_patch_to_query_dict": {"49": 4, "196": 8}}},
+    "bamba": {"base": {"attn_layer_indices": [1]}},
+    "blip-2": {"base": {"image_token_index": 500}},
+    "instructblip": {"base": {"image_token_index": 500}},
+    "blip_2_qformer": {"inputs": _queries},
+    "decision_transformer": {"inputs": _decisions},
+    "deepseek_v2": {"base": {"num_experts_per_tok": 2, "n_routed_experts": 4, "topk_method": "greedy"}},
+    "dots1": {"base": {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1}},
+    "esm": {"base": {"vocab_size": 64, "pad_token_id": 1, "mask_token_id": 32}},
     "voxtral": {"base": {"audio_token_id": 500}},
     "step3p7": {"config": {"text_config": {"sliding_window": 8}}},
     "perceiver": {"config": {"num_self_attends_per_block": 2, "num_latents": 16}},

@@ -133,8 +133,8 @@ def _load(tensor: Stored, dtype: torch.dtype) -> torch.Tensor:
 def compute(model: torch.nn.Module, missing: Collection[str], stack: ExitStack) -> dict[str, Stored]:
     """Of the weights that a checkpoint lacks, those that transformers does not save.
 
-    They are in a temporary file, as of :func:`convert`. What depends on random numbers is not among them: that
-    is missing.
+    They are in a temporary file, as of :func:`convert`. What depends on random numbers is not among them:
+    that is missing.
     """
     patterns = [
         *(getattr(model, "_keys_to_ignore_on_load_missing", None) or ()),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_any, tree_map_only
 
 from pyendor import openmp, torch_product
 from pyendor.errors import UsageError, quote
@@ -435,7 +435,8 @@ def _apart(dense: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
 
 def owned(output: Any) -> Any:
     """What a module returns, with weights and views of them as dense tensors in memory of their own."""
-    if type(output) is Tensor:
+    # A copy of a dictionary of transformers has its members in another order, and a list's is another list.
+    if type(output) is Tensor or not tree_any(lambda one: isinstance(one, Offloaded), output):
         return output
     return tree_map_only(Offloaded, Offloaded.own, output)
 
