@@ -40,6 +40,8 @@ def read_dense_index(path: Path, stamp: Stamp | None = None) -> dict[str, str]:
     try:
         weight_map = json.loads(_text(path, stamp))["weight_map"]
         files = set(weight_map.values())
+    except UsageError:  # a ValueError too
+        raise
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise FormatError("K-1", f"not an index with an object 'weight_map': {error!r}", path=path) from error
     for name in files:

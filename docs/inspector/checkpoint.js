@@ -42,9 +42,8 @@ const escaped = (name) =>
 /** Whether a dense file is named so that `.endor` is put behind `model`, and no more. */
 const isExpressible = (name) => {
   const endor = name.replace(/^model/, "model.endor");
-  return (
-    WEIGHTS.test(name) && !ENDOR_WEIGHTS.test(name) && !/[/\\:\u0000-\u001f]/.test(name) && !OTHERWISE.test(endor)
-  );
+  const plain = WEIGHTS.test(name) && !/[/\\:\u0000-\u001f]/.test(name);
+  return plain && !ENDOR_WEIGHTS.test(name) && !OTHERWISE.test(endor);
 };
 
 /** The name of the dense weights that Endor weights are restored to (K-11). */
