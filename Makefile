@@ -46,7 +46,7 @@ oldest: $(VENV)/oldest.stamp
 	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest -n auto \
 	  tests/test_transformers.py tests/test_accelerate.py tests/test_wanda.py
 
-EVERY ?= 50
+EVERY ?= 100
 faults: $(VENV)/test.stamp
 	$(BIN)/python tests/faults/sweep.py --every $(EVERY)
 	$(BIN)/python tests/faults/sweep.py --strace

@@ -349,15 +349,19 @@ def _give_up(space: Workspace, target: Path, roots: list[Path], error: BaseExcep
         return
     try:
         _recover(home, target)
-    except (OSError, UsageError) as failure:
-        why = failure.strerror if isinstance(failure, OSError) else failure
+    except BaseException as failure:
+        interrupted = not isinstance(failure, OSError | UsageError)  # once more: that is what is raised then
+        why = failure.strerror if isinstance(failure, OSError) else str(failure) or type(failure).__name__
         if _is_aside(home, target):
-            error.add_note(
+            note = (
                 f"{quote(str(target))} is now {quote(str(home / _OLD))}, and could not be moved back "
                 f"({why}): run the same command again, which moves it back, or do it yourself"
             )
         else:
-            error.add_note(f"{quote(str(home))} is left ({why}): the same command removes it")
+            note = f"{quote(str(home))} is left ({why}): the same command removes it"
+        (failure if interrupted else error).add_note(note)
+        if interrupted:
+            raise
         return
     try:
         remove(space.drafts)

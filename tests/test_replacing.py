@@ -108,6 +108,30 @@ def test_the_old_destination_survives_every_step_of_its_replacement(
     assert left == {"model", "endor", "good", "x"}
 
 
+def test_a_second_interrupt_says_where_the_old_destination_is(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert.compress(model, tmp_path / "x")
+    before = tree(tmp_path / "x")
+    on_systems_without_exchange(monkeypatch)
+    rename = os.rename
+
+    def interrupted(old: Path, new: Path) -> None:
+        if new == tmp_path / "x":  # the new destination, and then the old one
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        convert.compress(model, tmp_path / "x", force=True)
+    old = tmp_path / f".x{workspace.SUFFIX}" / "old"
+    assert any(str(old) in note for note in caught.value.__notes__)
+    assert tree(old) == before
+    monkeypatch.setattr(os, "rename", rename)
+    convert.compress(model, tmp_path / "x", force=True)
+    assert beside(model) == {"model", "x"}
+
+
 def test_a_link_to_a_destination_that_was_moved_aside(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

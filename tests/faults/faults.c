@@ -22,7 +22,7 @@
 
 #define LOGGED 65536
 
-enum { NONE, ERROR, ERRORS, INTERRUPT, KILL };
+enum { NONE, ERROR, ERRORS, INTERRUPT, INTERRUPTS, KILL };
 
 /* What the forked process shares with its parent. */
 struct shared {
@@ -48,11 +48,13 @@ static int fault(char name) {
     if (!armed) return 0;
     int at = atomic_fetch_add(&shared->count, 1);
     if (at < LOGGED) shared->names[at] = (unsigned char)name;
-    if (at != shared->when && !(shared->what == ERRORS && at > shared->when)) return 0;
+    int lasting = shared->what == ERRORS || shared->what == INTERRUPTS;
+    if (at != shared->when && !(lasting && at > shared->when)) return 0;
     switch (shared->what) {
     case ERROR:
     case ERRORS: return shared->code;
-    case INTERRUPT: kill(getpid(), SIGINT); return 0;
+    case INTERRUPT:
+    case INTERRUPTS: kill(getpid(), SIGINT); return 0;
     case KILL:
         kill(getpid(), SIGKILL);
         for (;;) pause();

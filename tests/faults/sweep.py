@@ -7,6 +7,7 @@ they cannot. Each run has one fault, at its N-th call of libc that reaches the f
     EIO, ENOSPC     the call fails, once
     EIO+            that call and all that follow fail
     SIGINT          Ctrl-C comes during the call
+    SIGINT+         and again during all that follow
     SIGKILL         the process ends before the call
 
 Afterwards the destination has to be the old or the new one, complete (or, where directories cannot be
@@ -15,7 +16,7 @@ status must not be 0 unless the new destination is complete and nothing is left 
 command, without a fault, has to give the exact result and leave nothing beside it.
 
     python tests/faults/sweep.py              a sample: every call that renames, links, removes, flushes or
-                                              opens for writing, and of the others one in 50
+                                              opens for writing, and of the others one in 100
     python tests/faults/sweep.py --every 1    all calls
     python tests/faults/sweep.py --strace     shows that strace sees the same calls, and that the same holds
                                               for faults that strace makes
@@ -29,6 +30,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import io
 import itertools
 import json
 import mmap
@@ -72,13 +74,14 @@ STRACED = [
     ("compress a.safetensors", "renameat2", "EIO"),
 ]
 PR_SET_PTRACER = 0x59616D61  # where Yama lets only parents trace
-NONE, ERROR, ERRORS, INTERRUPT, KILL = range(5)
+NONE, ERROR, ERRORS, INTERRUPT, INTERRUPTS, KILL = range(6)
 EIO, ENOSPC = 5, 28
 FAULTS = {
     "EIO": (ERROR, EIO),
     "ENOSPC": (ERROR, ENOSPC),
     "EIO+": (ERRORS, EIO),
     "SIGINT": (INTERRUPT, 0),
+    "SIGINT+": (INTERRUPTS, 0),
     "SIGKILL": (KILL, 0),
 }
 NEVER = -1
@@ -294,7 +297,8 @@ class Sweep:
         if lost and found is None and old is not None:
             aside = tree(self.place / ".x.endor-work" / "old")
             lost = aside != old or scenario.exchange
-            if not lost and code >= 0 and "could not be moved back" not in shown:
+            told = "could not be moved back" in shown
+            if not lost and not told and fault not in {"SIGKILL", "SIGINT+"}:  # which interrupts that, too
                 wrong("the message does not say where the old destination is")
         if lost:
             wrong(f"the destination is neither the old nor the new one: {sorted(found or ())}")
@@ -401,8 +405,9 @@ class Sweep:
 def make(root: Path, run: Callable[[Scenario], tuple[int, str]]) -> None:
     """Makes small sources, and what is at destinations before; with this all modules are imported."""
     import numpy as np
+    from rich import cells
 
-    from pyendor import checkpoint, writer
+    from pyendor import checkpoint, cli, writer
 
     rng = np.random.default_rng(11)
 
@@ -438,7 +443,10 @@ def make(root: Path, run: Callable[[Scenario], tuple[int, str]]) -> None:
         assert code == 0, shown
         (root / "place" / "x").rename(root / target)
     _half(root)
-    # Modules that only errors need.
+    # Modules that only errors and results need, or some characters of these.
+    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        cli.app(["compress", "../a.safetensors"])  # without a destination
+    cells.cell_len("→")
     _fail_here(root, ["compress", "../missing", "x"])
 
 
@@ -560,7 +568,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--every", type=int, default=50, metavar="N", help="of the calls that change nothing")
+    parser.add_argument(
+        "--every", type=int, default=100, metavar="N", help="of the calls that change nothing"
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="scenarios that have this in their names")
     parser.add_argument("--strace", action="store_true", help="compare with strace instead (Linux)")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
