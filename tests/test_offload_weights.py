@@ -24,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling  # noqa: E4
 
 from pyendor import offload  # noqa: E402
 from pyendor.errors import UsageError  # noqa: E402
-from pyendor.offload import fetched, load, offload_model  # noqa: E402
+from pyendor.offload import engine, fetched, load, offload_model  # noqa: E402
 from pyendor.offload.gpu import Gpu  # noqa: E402
 from pyendor.offload.turn import Turn  # noqa: E402
 from pyendor.torch import save_model  # noqa: E402
@@ -691,6 +691,50 @@ def test_what_runs_without_inputs_on_the_device_of_the_model(case: Case) -> None
         with torch.no_grad():
             assert torch.equal(model.generate(**chosen), reference.generate(**chosen))
     offload.close(model)
+
+
+def test_pipelines(case: Case) -> None:
+    import transformers
+
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.models.WordLevel({f"w{number}": number for number in range(300)}, unk_token="w0")
+    whole = tokenizers.Tokenizer(words)
+    whole.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=whole, unk_token="w0", pad_token="w1")
+    model = offload_model(case.split, host_memory=0)
+    said = []
+    for one in (model, transformers.AutoModelForCausalLM.from_pretrained(case.dense, dtype="auto").eval()):
+        speak = transformers.pipeline("text-generation", model=one, tokenizer=tokenizer)
+        said.append(speak("w5 w7 w9", max_new_tokens=5, do_sample=False))
+    assert said[0] == said[1]
+    offload.close(model)
+
+
+def test_compiling_and_tracing_are_refused(offloaded: Callable[..., Any]) -> None:
+    x, reference, model = torch.randn(2, 5, SIZE), pruned(Direct), offloaded(Direct, host_memory=0)
+    for run in (lambda: torch.compile(model, backend="eager")(x), lambda: torch.jit.trace(model, x)):
+        with torch.no_grad(), pytest.raises(UsageError, match="cannot be compiled, traced or exported"):
+            run()
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert torch.equal(model(x), reference(x))
+
+
+def test_a_module_that_cannot_be_offloaded_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, reference, model = torch.randn(2, 5, SIZE), pruned(Direct), pruned(Direct)
+    calls = iter(range(100))
+    put = engine.put
+
+    def fail(*args: Any) -> None:
+        if next(calls) == 2:
+            raise MemoryError
+        put(*args)
+
+    monkeypatch.setattr(engine, "put", fail)
+    with pytest.raises(MemoryError):
+        offload_model(model)
+    with torch.no_grad():
+        assert torch.equal(model(x), reference(x))
 
 
 def test_a_graph_of_a_gpu_cannot_hold_it(offloaded: Callable[..., Any], monkeypatch: Any) -> None:

@@ -108,7 +108,17 @@ class Engine:
         self._shut = weakref.finalize(self, _shut, self._ring, device, disk, held)
 
     def attach(self, model: nn.Module) -> None:
-        """Put the weights and what lends to them into the modules."""
+        """Put the weights and what lends to them into the modules; after an error they have what they had."""
+        owners = [owner for layer in self.layers for weight in layer.weights for owner in weight.owners]
+        before = [(module, name, module._parameters[name]) for module, name in owners]
+        try:
+            self._attach(model)
+        except BaseException:
+            for module, name, parameter in before:
+                module._parameters[name] = parameter
+            raise
+
+    def _attach(self, model: nn.Module) -> None:
         for layer in self.layers:
             for weight in layer.weights:
                 put(weight.owners, Offloaded.parameter(weight.source, self.device.where))
@@ -358,6 +368,11 @@ class _Wrapped:
         module.__dict__[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            raise UsageError(
+                "an offloaded model cannot be compiled, traced or exported: its weights come and go; compile "
+                "the model without offloading"
+            )
         return self._run(self._function, *args, **kwargs)
 
     def remove(self) -> None:
