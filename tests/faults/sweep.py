@@ -407,7 +407,7 @@ def make(root: Path, run: Callable[[Scenario], tuple[int, str]]) -> None:
     import numpy as np
     from rich import cells
 
-    from pyendor import checkpoint, cli, writer
+    from pyendor import cli, writer
 
     rng = np.random.default_rng(11)
 
@@ -427,7 +427,7 @@ def make(root: Path, run: Callable[[Scenario], tuple[int, str]]) -> None:
         shard, tensor = f"model-{number:05}-of-00002.safetensors", f"model.layers.{number}.mlp.weight"
         save(model / shard, tensor)
         weight_map[tensor] = shard
-    index = checkpoint.index_text(weight_map, {"total_size": 8192})
+    index = json.dumps({"metadata": {"total_size": 8192}, "weight_map": weight_map})
     (model / "model.safetensors.index.json").write_text(index)
     (model / "config.json").write_text('{"model_type": "llama", "torch_dtype": "bfloat16"}')
     (model / "inner").mkdir(0o750)
