@@ -1,8 +1,15 @@
-"""Compiles and launches limit.cu, a kernel that reads and writes and does nothing else, by the driver."""
+"""Launches limit.cu, a kernel that reads and writes and does nothing else, by the driver.
+
+    python benchmarks/cuda_limit.py    # with an nvcc, after a change of limit.cu: writes limit.ptx
+
+The kernel is in the repository as PTX, which the driver compiles for its device: a machine that measures
+needs no nvcc. The first line of that file says which limit.cu it was made from.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import shutil
 import subprocess
@@ -10,28 +17,52 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pyendor import cuda
+
 SOURCE = Path(__file__).with_name("limit.cu")
+IMAGE = SOURCE.with_suffix(".ptx")
+ARCHITECTURE = "compute_75"  # the oldest that the decoder's kernels are compiled for
 THREADS = 256
 
 
+def made_from(source: bytes) -> str:
+    """The first line of the PTX that is made from a source."""
+    return f"// limit.cu, SHA-256 {hashlib.sha256(source).hexdigest()}"
+
+
+def compiled(nvcc: str) -> str:
+    """The kernel as PTX, made anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "limit.ptx"
+        options = ["-ptx", "-O3", f"-arch={ARCHITECTURE}"]
+        subprocess.run([nvcc, *options, str(SOURCE), "-o", str(output)], check=True)
+        return f"{made_from(SOURCE.read_bytes())}\n{output.read_text('utf-8')}"
+
+
+def find_nvcc() -> str | None:
+    """An nvcc of this machine."""
+    found = os.environ.get("NVCC") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    return found if Path(found).exists() else None
+
+
 class Limit:
-    """The kernel in the current context; without a device or nvcc it is not here."""
+    """The kernel in the current context; without a device it is not here.
+
+    Args:
+        real: whether there is a device.
+
+    Raises:
+        RuntimeError: the driver does not take the kernel, or limit.ptx was made from another limit.cu.
+    """
 
     def __init__(self, real: bool) -> None:
-        nvcc = os.environ.get("NVCC") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
         self._function = None
-        if not real or not Path(nvcc).exists():
+        if not real:
             return
-        import torch
-
-        major, minor = torch.cuda.get_device_capability()
-        with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder) / "limit.cubin"
-            subprocess.run(
-                [nvcc, "-cubin", f"-arch=sm_{major}{minor}", str(SOURCE), "-o", str(output)], check=True
-            )
-            image = output.read_bytes()
-        self._cuda = ctypes.CDLL("libcuda.so.1")
+        image = IMAGE.read_bytes()
+        if image.splitlines()[0].decode() != made_from(SOURCE.read_bytes()):
+            raise RuntimeError(f"{IMAGE} was made from another {SOURCE.name}: run {Path(__file__).name}")
+        self._cuda = ctypes.CDLL(os.environ.get(cuda.DRIVER, "libcuda.so.1"))
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         self._done(self._cuda.cuModuleLoadData(ctypes.byref(module), image))
         self._done(self._cuda.cuModuleGetFunction(ctypes.byref(function), module, b"limit"))
@@ -63,3 +94,10 @@ class Limit:
     def _done(result: int) -> None:
         if result:
             raise RuntimeError(f"CUDA error {result}")
+
+
+if __name__ == "__main__":
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise SystemExit("no nvcc is here: NVCC names one, and nvidia-cuda-nvcc of PyPI has one")
+    IMAGE.write_text(compiled(nvcc), "utf-8")

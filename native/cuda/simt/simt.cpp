@@ -26,7 +26,7 @@
 
 namespace {
 
-const unsigned WARP = 32, MOST_LANES = 128, SHARED = 48 << 10, STACK = 256 << 10;
+const unsigned WARP = 32, MOST_LANES = 256, SHARED = 48 << 10, STACK = 256 << 10;
 
 uint64_t state = 1, seeded = 1;
 
