@@ -53,7 +53,7 @@ def new_file(
     if system.exists(target):
         if not target.is_file():
             raise UsageError(f"{quote(str(target))} exists and is not a file")
-        target = target.resolve()  # a link stays a link: what it points to is replaced
+        target = system.resolve(target)  # a link stays a link: what it points to is replaced
     # The name is known before the file is there: whenever an interrupt comes, it is removed.
     temporary, lock, ours = hidden(target, SUFFIX) if alone else beside(target), None, not alone
     try:
@@ -171,6 +171,7 @@ def in_existing_directory(path: str | os.PathLike[str]) -> Path:
     """
     if not os.fspath(path):
         raise UsageError("the name of the destination is empty")
+    system.require_paths(path)
     target = Path(path)
     if not target.parent.is_dir():
         raise UsageError(f"{quote(str(target))} cannot be made: its directory does not exist")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from pyendor import file, metadata
+from pyendor import file, metadata, system
 from pyendor.errors import FormatError, UnsupportedError, UsageError, quote
 from pyendor.file import File
 from pyendor.manifest import read_config, read_dense_index, read_index
@@ -82,6 +82,7 @@ def listing(root: Path) -> Checkpoint:
     Raises:
         UsageError: it holds no safetensors weights.
     """
+    system.require_paths(root)
     files, left_out = _walk(root)
     names = sorted(str(path) for path in files if len(path.parts) == 1)
     endor = [name for name in names if ENDOR_WEIGHTS.fullmatch(name)]
@@ -265,7 +266,7 @@ def _walk(root: Path) -> tuple[list[PurePosixPath], dict[str, str]]:
     """
     files: list[PurePosixPath] = []
     left_out: dict[str, str] = {}
-    home = Path(os.path.realpath(root))  # Path.resolve() raises RuntimeError for links in a circle
+    home = system.resolve(root)
     hubs = [above.parent for above in home.parents if above.name == "snapshots"]
     homes = (home, home.parent.parent / "blobs", *(hub / "blobs" for hub in hubs))
     pending = [PurePosixPath()]
@@ -274,7 +275,7 @@ def _walk(root: Path) -> tuple[list[PurePosixPath], dict[str, str]]:
         with os.scandir(root / directory) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 path = directory / entry.name
-                target = Path(os.path.realpath(root / path))
+                target = system.resolve(root / path)
                 if entry.name in NOT_OURS:
                     left_out[str(path)] = _NO_PART
                 elif entry.is_dir(follow_symlinks=False):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pyendor import atomic, checkpoint, file, manifest, metadata, naming, rights, shards
+from pyendor import atomic, checkpoint, file, manifest, metadata, naming, rights, shards, system
 from pyendor.checkpoint import Checkpoint
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UsageError, quote
@@ -95,6 +95,7 @@ def compress(
             the source, or is being written by another process.
         OSError: reading or writing failed, or the executor gave up. The destination is then as it was before.
     """
+    system.require_paths(source, destination)
     found = checkpoint.scan(source) if source.is_dir() else None
     if found is not None:
         if found.is_endor:
@@ -211,6 +212,7 @@ def decompress(
             or is being written by another process.
         OSError: reading or writing failed, or the executor gave up. The destination is then as it was before.
     """
+    system.require_paths(source, destination)
     way = Decompression()
     if not source.is_dir():
         totals = shards.convert_file(source, destination, way, force, backend, progress)

@@ -14,7 +14,7 @@ import xxhash
 
 from pyendor import backends, choice, dtypes, jsontext, layout, slicing
 from pyendor.choice import Survey, Values
-from pyendor.errors import FormatError, PartError, UnsupportedError, quote
+from pyendor.errors import FormatError, PartError, UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
 
@@ -71,11 +71,19 @@ class EncodedTensor:
 
         Raises:
             UnsupportedError: the dtype cannot be encoded.
+            UsageError: the data has not the size that dtype and shape imply.
             BackendUnavailableError: there is no such codec.
         """
         known = dtypes.BY_NAME.get(dtype)
         if known is None or not known.encodable:
             raise UnsupportedError(f"tensor {quote(name)}: dtype {quote(dtype)} cannot be encoded")
+        if any(not 0 <= size <= jsontext.LARGEST_INTEGER for size in shape):
+            raise UsageError(
+                f"tensor {quote(name)}: no dimension of {list(shape)} may be outside 0 to 2**53 - 1"
+            )
+        if dense.dtype != np.uint8 or dense.shape != (nbytes := layout.dense_nbytes(dtype, shape),):
+            found = f"data of type {dense.dtype} and shape {list(dense.shape)}"
+            raise UsageError(f"tensor {quote(name)}: {found}, expected uint8 of shape [{nbytes}]")
         survey = take_survey(dense, dtype, values, backend)
         meta = choice.smallest(choice.candidates(dtype, shape, survey, values))
         return cls.filled(name, meta, dense, backend=backend, digest=digest)
@@ -169,7 +177,7 @@ class EncodedTensor:
 
         Raises:
             FormatError: the parts break a rule of section 8. ``out`` then holds nothing of use.
-            ValueError: ``out`` is of another size.
+            UsageError: ``out`` is of another size.
         """
         return self.decode_blocks(0, layout.blocks(self.meta.numel), out, backend=backend, stream=stream)
 
@@ -196,17 +204,17 @@ class EncodedTensor:
 
         Raises:
             FormatError: what was read breaks a rule of section 8. ``out`` then holds nothing of use.
-            ValueError: there are no such blocks, or ``out`` is of another size.
+            UsageError: there are no such blocks, or ``out`` is of another size.
         """
         numel = self.meta.numel
         nb = layout.blocks(numel)
         if not 0 <= first <= stop <= nb:
-            raise ValueError(f"blocks {first} to {stop} of a tensor of {nb}")
+            raise UsageError(f"blocks {first} to {stop} of a tensor of {nb}")
         size = max(0, min(stop * layout.BLOCK, numel) - first * layout.BLOCK) * self._itemsize
         if out is None:
             out, stream = layout.allocate(size), False  # the first to touch it maps it
         elif out.dtype != np.uint8 or out.shape != (size,) or not out.flags.c_contiguous:
-            raise ValueError(f"out must be a contiguous uint8 array of shape ({size},)")
+            raise UsageError(f"out must be a contiguous uint8 array of shape ({size},)")
         self._run(backend, out, first, stop, size >= STREAM if stream is None else stream)
         return out
 
@@ -235,12 +243,12 @@ class EncodedTensor:
 
         Raises:
             FormatError: what was read breaks a rule of section 8.
-            ValueError: there are no such elements.
+            UsageError: there are no such elements.
         """
         if min(start, count, stride, rows) < 0 or (
             rows and start + count + (rows - 1) * stride > self.meta.numel
         ):
-            raise ValueError(f"{rows} runs of {count} elements from {start} on, {stride} apart")
+            raise UsageError(f"{rows} runs of {count} elements from {start} on, {stride} apart")
         size = rows * count * self._itemsize
         out = layout.allocate(size) if out is None else out[:size]
         if size == 0:
@@ -273,7 +281,7 @@ class EncodedTensor:
 
         Raises:
             FormatError: what was read breaks a rule of section 8.
-            ValueError: there are no such elements.
+            UsageError: there are no such elements.
         """
         outer, (rows, stride), count = slicing.runs(shape, strides)
         size = math.prod(shape) * self._itemsize
@@ -297,7 +305,7 @@ class EncodedTensor:
         dtype = dtype.newbyteorder("<")
         view = slicing.basic(self.shape, index)
         if view is None:
-            return np.array(self.decode().view(dtype).reshape(self.shape)[index])
+            return np.array(slicing.shaped(self.decode().view(dtype), self.shape)[index])
         return view.turned(self.take(view.start, view.shape, view.strides).view(dtype))
 
     def validate(self, *, backend: str | None = None) -> None:

@@ -1,5 +1,10 @@
 """What can go wrong: one base class and its few children.
 
+Public functions end in their result, one of these, OSError or MemoryError. Three things are as in the
+libraries that they stand for: an argument of the wrong type is a TypeError; what safetensors raises for
+tensors that it does not save, ValueError, RuntimeError or NotImplementedError, is raised here too; and an
+index raises what it makes an array or a tensor raise.
+
 Every message says what was found, what was expected and, where there is something to do, what to do.
 Text that comes from a file is escaped, so that no message can steer a terminal (spec S-4).
 """
@@ -34,11 +39,11 @@ def quote(text: str) -> str:
     return f"'{printable(shown)}'"
 
 
-class _Base(Exception):
-    """Makes the bases of :class:`EndorError` assignable: Python refuses that of a class right below Exception."""
+class _BaseError(Exception):
+    """Makes the bases of :class:`EndorError` assignable, which those of a child of Exception are not."""
 
 
-class EndorError(_Base):
+class EndorError(_BaseError):
     """Base of all errors of this package; never raised itself.
 
     In a program that has imported safetensors, every such error is a ``safetensors.SafetensorError`` too, so
@@ -61,7 +66,7 @@ def _join_safetensors() -> None:
         with contextlib.suppress(
             TypeError
         ):  # of an unusual build, whose class cannot be combined with others
-            EndorError.__bases__ = (_Base, theirs)
+            EndorError.__bases__ = (_BaseError, theirs)
 
 
 class FormatError(EndorError, ValueError):

@@ -153,7 +153,10 @@ class File:
         if tensor.meta is None:
             part = tensor.parts["values"]
             words = self._storage.view(part.start + start * itemsize, part.stop).view(f"<u{itemsize}")
-            byte_strides = [stride * itemsize for stride in strides]
+            # Of a single element it may be more than NumPy counts.
+            byte_strides = [
+                stride * itemsize if size > 1 else 0 for size, stride in zip(shape, strides, strict=True)
+            ]
             view = np.lib.stride_tricks.as_strided(words, shape, byte_strides, writeable=False)
             out.view(f"<u{itemsize}").reshape(shape)[...] = view
             return out

@@ -96,7 +96,7 @@ def run(
     if executor is not None:
         _run(work, done, executor, progress)
         return
-    with ThreadPoolExecutor(max(1, min(jobs or default(), len(work))), "pyendor-job") as threads:
+    with parallel.Pool(max(1, min(jobs or default(), len(work))), "pyendor-job") as threads:
         _run(work, done, threads, progress)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from pyendor import capi, choice, dtypes, parallel
 from pyendor.choice import Survey
 from pyendor.dtypes import DType
-from pyendor.errors import BackendUnavailableError, PartError, quote
+from pyendor.errors import BackendUnavailableError, PartError, UsageError, quote
 from pyendor.layout import BLOCK, GROUP, Bytes, blocks
 from pyendor.metadata import TensorMeta
 
@@ -275,7 +275,7 @@ def _buffer(array: Bytes) -> Any:
     try:
         return _native.ffi.from_buffer(array)
     except (BufferError, ValueError) as error:
-        raise ValueError("the codec takes contiguous arrays") from error
+        raise UsageError("the codec takes contiguous arrays") from error
 
 
 def _check(status: int) -> None:
@@ -283,7 +283,7 @@ def _check(status: int) -> None:
         found = f"this machine has no {os.environ.get(TARGET)}; it has {', '.join(targets())}"
         raise BackendUnavailableError(f"{TARGET}: {found}")
     if status:
-        raise ValueError(f"the native codec refuses its arguments (status {status})")
+        raise UsageError(f"the native codec refuses its arguments (status {status})")
 
 
 def _target() -> int:

@@ -189,7 +189,8 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
         Raises:
             UnsupportedError: this build cannot read it.
             UsageError: there is no such tensor.
-            IndexError: when it is indexed, with an index that an array of its shape would not take.
+            IndexError, TypeError, ValueError: when it is indexed, what the index makes an array of its shape
+                raise.
         """
         return ArraySlice(self._file, self._file.tensor(name))
 
@@ -229,10 +230,9 @@ def _dtype(tensor: Tensor) -> np.dtype[Any]:
 
 def _view(data: Bytes, dtype: np.dtype[Any], tensor: Tensor) -> Array:
     try:
-        array = data.view(dtype).reshape(tensor.shape)
-    except ValueError as error:  # empty, with dimensions that NumPy cannot count
-        found = f"tensor {quote(tensor.name)}: NumPy refuses its shape: {error}"
-        raise UnsupportedError(found) from error
+        array = slicing.shaped(data.view(dtype), tensor.shape)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"tensor {quote(tensor.name)}: {error}") from error
     # Bytes handed to load() cannot be written to; what it returns can.
     return array if array.flags.writeable else array.copy()
 

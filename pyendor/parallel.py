@@ -9,9 +9,9 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import NewType, TypeVar
+from typing import Any, Generic, NewType, TypeVar
 
 THREADS = "PYENDOR_THREADS"
 
@@ -22,6 +22,40 @@ Result = TypeVar("Result")
 Team = NewType("Team", int)
 
 _here = threading.local()
+
+
+class _Once(Generic[Result]):
+    """A call that is made by the first of those that are to make it; the others get nothing."""
+
+    def __init__(self, call: Callable[[], Result]) -> None:
+        self._calls = [call]
+
+    def __call__(self) -> Result | None:
+        try:
+            call = self._calls.pop()
+        except IndexError:
+            return None
+        return call()
+
+
+class Pool(ThreadPoolExecutor):
+    """Threads, as many as the system starts: what it refuses another one for is done by the caller.
+
+    A system refuses threads where memory for their stacks or their number is limited. Python's pool raises a
+    RuntimeError then, and leaves the work in its queue, where it may be done all the same.
+    """
+
+    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        once = _Once(functools.partial(fn, *args, **kwargs))
+        try:
+            return super().submit(once)  # type: ignore[arg-type]  # nobody else has called it
+        except RuntimeError:
+            done: Future[Result] = Future()
+            try:
+                done.set_result(once())  # type: ignore[arg-type]
+            except Exception as error:
+                done.set_exception(error)
+            return done
 
 
 def threads() -> int:
@@ -78,7 +112,7 @@ def ahead(work: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Re
     if len(items) < 2:
         yield from map(work, items)
         return
-    with ThreadPoolExecutor(1, "pyendor-ahead") as pool:
+    with Pool(1, "pyendor-ahead") as pool:
         following = pool.submit(work, items[0])
         try:
             for item in items[1:]:
@@ -104,8 +138,8 @@ def _mark() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _pool(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, "pyendor", initializer=_mark)
+def _pool(count: int) -> Pool:
+    return Pool(count, "pyendor", initializer=_mark)
 
 
 # A child of fork has none of its parent's threads.

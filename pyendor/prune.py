@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pyendor import atomic, checkpoint, convert, dtypes, file, manifest, shards, writer
+from pyendor import atomic, checkpoint, convert, dtypes, file, manifest, shards, system, writer
 from pyendor.dtypes import DType
 from pyendor.errors import UsageError, quote
 from pyendor.file import File
@@ -155,6 +155,7 @@ def prune(
         FormatError: the source breaks a rule.
         OSError: reading or writing failed. The destination is then as it was before.
     """
+    system.require_paths(source, destination)
     check_source(source, options)
     outcome = Outcome()
     found = checkpoint.scan(source) if source.is_dir() else None

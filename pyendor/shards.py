@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar, Protocol
 
 import pyendor
-from pyendor import atomic, checkpoint, file, jobs, workspace, writer
+from pyendor import atomic, checkpoint, file, jobs, system, workspace, writer
 from pyendor.checkpoint import Checkpoint
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UsageError, quote
@@ -188,7 +188,7 @@ class Shards:
         """The new destination, with the files that an earlier run has finished."""
         key = {
             "package": pyendor.__version__,
-            "source": str(self.found.root.resolve()),
+            "source": str(system.resolve(self.found.root)),
             "way": type(self.way).__name__,
             **self.way.key(),
         }
@@ -310,7 +310,7 @@ def beside(
     origins: dict[str, Any] | None = None,
 ) -> AbstractContextManager[Workspace]:
     """The new destination of a conversion that must not touch its source; see :mod:`pyendor.workspace`."""
-    inside, outside = Path(os.path.realpath(source)), Path(os.path.realpath(destination))
+    inside, outside = system.resolve(source), system.resolve(destination)
     if inside == outside or inside in outside.parents:
         raise UsageError("the destination lies in the source; name a directory beside it")
     if outside in inside.parents:

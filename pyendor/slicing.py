@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyendor.errors import UnsupportedError
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -27,8 +29,12 @@ class View:
     down: tuple[int, ...]
 
     def turned(self, elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """These elements, one after the other, as the index wants them."""
-        array = elements.reshape(self.shape)
+        """These elements, one after the other, as the index wants them.
+
+        Raises:
+            UnsupportedError: there are none, and NumPy has no arrays of that shape.
+        """
+        array = shaped(elements, self.shape)
         return np.flip(array, self.down) if self.down else array
 
 
@@ -36,19 +42,39 @@ def basic(shape: tuple[int, ...], index: Any) -> View | None:
     """What NumPy's basic indexing takes of a row-major array; None for an index of another kind.
 
     Raises:
-        IndexError: no array of that shape has it.
+        IndexError, TypeError, ValueError: no array of that shape has it.
+        UnsupportedError: NumPy has no arrays of that shape.
     """
     items = index if isinstance(index, tuple) else (index,)
     if not all(map(_is_basic, items)):
         return None
     # An array of that shape that is nowhere: only where its view begins and how it strides is asked.
     steps = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    nowhere = np.lib.stride_tricks.as_strided(np.empty(1, np.uint8), shape, steps)
+    try:
+        nowhere = np.lib.stride_tricks.as_strided(np.empty(1, np.uint8), shape, steps)
+    except (ValueError, OverflowError) as error:
+        raise _uncountable(shape, error) from error
     view = nowhere[index if Ellipsis in items else (*items, ...)]
     start = view.ctypes.data - nowhere.ctypes.data
     down = tuple(axis for axis, step in enumerate(view.strides) if step < 0 and view.size)
     start += sum((view.shape[axis] - 1) * view.strides[axis] for axis in down)
     return View(start, view.shape, tuple(abs(step) for step in view.strides), down)
+
+
+def shaped(elements: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
+    """As many elements as that shape has, in that shape.
+
+    Raises:
+        UnsupportedError: there are none, and NumPy has no arrays of that shape.
+    """
+    try:
+        return elements.reshape(tuple(shape))
+    except (ValueError, OverflowError) as error:
+        raise _uncountable(shape, error) from error
+
+
+def _uncountable(shape: Sequence[int], error: Exception) -> UnsupportedError:
+    return UnsupportedError(f"NumPy has no arrays of shape {list(shape)}: {error}")
 
 
 def _is_basic(item: object) -> bool:

@@ -55,11 +55,11 @@ class Stamp:
             OSError: it cannot be opened.
             UsageError: it is no regular file.
         """
-        real = path.resolve()
+        real = system.resolve(path)
         base, rest = real.parent, PurePath(real.name)
         for directory in (root, *_above(root)):
-            if directory.resolve() in real.parents:
-                base, rest = directory, real.relative_to(directory.resolve())
+            if system.resolve(directory) in real.parents:
+                base, rest = directory, real.relative_to(system.resolve(directory))
                 break
         descriptor = _open(path, base, rest)
         try:
@@ -94,7 +94,7 @@ class Stamp:
         """Raises UsageError if the file is not what it was."""
         os.close(self.open())
         # What is opened is what the path led to; it may lead elsewhere now.
-        if self.path.resolve() != self.base.resolve() / self.rest:
+        if system.resolve(self.path) != system.resolve(self.base) / self.rest:
             raise _changed(self.path)
 
 
@@ -106,7 +106,7 @@ def check_all(stamps: Mapping[str, Stamp]) -> None:
 
 def _above(root: Path) -> tuple[Path, ...]:
     """Where the cache of the Hub has its directory ``blobs``, to which the links of a download lead."""
-    real = Path(os.path.realpath(root))
+    real = system.resolve(root)
     hubs = (above.parent for above in real.parents if above.name == "snapshots")
     return tuple(dict.fromkeys((real.parent.parent, *hubs)))
 

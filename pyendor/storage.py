@@ -90,6 +90,7 @@ class FileStorage:
     def __init__(self, path: str | os.PathLike[str], descriptor: int | None = None) -> None:
         self.path = os.fspath(path)
         if descriptor is None:
+            system.require_paths(path)
             # Not blocking: opening a named pipe would otherwise wait for somebody to write to it.
             descriptor = os.open(path, os.O_RDONLY | system.BINARY | system.NO_WAITING)
         self._descriptor = descriptor
@@ -134,7 +135,7 @@ class FileStorage:
 
     def _require_open(self) -> None:
         if self._close.alive is False:
-            raise ValueError("the file is closed")
+            raise UsageError("the file is closed")
 
     def close(self) -> None:
         self._map = None

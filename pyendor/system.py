@@ -8,6 +8,8 @@ import os
 import threading
 from pathlib import Path, PurePath
 
+from pyendor.errors import UsageError, quote
+
 # Of os.open(); what there is not is nothing.
 BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOINHERIT", 0)
 NO_FOLLOWING = getattr(os, "O_NOFOLLOW", 0)
@@ -62,7 +64,7 @@ def _open_checked(base: Path, rest: PurePath, flags: int) -> int:
     descriptor = os.open(path, flags)
     try:
         same = os.path.samestat(os.fstat(descriptor), os.lstat(path))
-        if path.resolve() != base.resolve() / rest or not same:
+        if resolve(path) != resolve(base) / rest or not same:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     except BaseException:
         os.close(descriptor)
@@ -81,6 +83,25 @@ def exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def require_paths(*paths: str | os.PathLike[str]) -> None:
+    """Raise UsageError for what is no path; functions of Python raise ValueError, each at another place."""
+    for path in paths:
+        try:
+            raw = os.fsencode(path)
+        except ValueError as error:
+            raise UsageError(f"{quote(os.fspath(path))} is no path: {error}") from error
+        if b"\0" in raw:
+            raise UsageError(f"{quote(os.fspath(path))} is no path: it has a null byte")
+
+
+def resolve(path: Path) -> Path:
+    """The path without links. A loop of links is left as it is: opening it is an OSError.
+
+    Path.resolve raises RuntimeError for a loop, before Python 3.13.
+    """
+    return Path(os.path.realpath(path))
 
 
 def is_ours(status: os.stat_result) -> bool:

@@ -10,7 +10,7 @@ import io
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import _find_shared_tensors, _remove_duplicate_names
 from torch import Tensor
 
-from pyendor import atomic, file, layout, selection, torch_bytes, torch_cuda, writer
+from pyendor import atomic, file, layout, parallel, selection, torch_bytes, torch_cuda, writer
 from pyendor.choice import MIN_SAVING, Values
 from pyendor.errors import UnsupportedError, UsageError, quote
 from pyendor.layout import Bytes
@@ -172,6 +172,8 @@ def save_model(
         UnsupportedError, UsageError, OSError: as :func:`save_file`.
     """
     state = dict(model.state_dict())
+    if not isinstance(metadata, Mapping | None):
+        raise UsageError(f"metadata is {type(metadata).__name__}, not a mapping of text to text")
     text = dict(metadata or {})
     for kept, others in _remove_duplicate_names(_memory(state)).items():
         for name in others:
@@ -318,7 +320,8 @@ class safe_open(Opened):  # noqa: N801  the name that users of safetensors know
         Raises:
             UnsupportedError: this build cannot read it.
             UsageError: there is no such tensor.
-            IndexError, TypeError: when it is indexed, with an index that a tensor of its shape would not take.
+            IndexError, TypeError, ValueError, RuntimeError: when it is indexed, what the index makes a tensor
+                of its shape raise.
         """
         return TensorSlice(self._file, self._file.tensor(name), self._device, verify=self._verify)
 
@@ -354,7 +357,7 @@ def iter_weights(
     where = _device(device)
     with ExitStack() as stack:
         places = stack.enter_context(selection.open_weights(Path(path), variant)).places
-        pool = stack.enter_context(ThreadPoolExecutor(1, "pyendor-prefetch"))
+        pool = stack.enter_context(parallel.Pool(1, "pyendor-prefetch"))
 
         def fetch(one: file.File, name: str) -> tuple[str, Tensor]:
             return name, read(one, name, where, verify=verify)
@@ -405,7 +408,7 @@ class TensorSlice(Sliceable):
     def __getitem__(self, index: Any) -> Tensor:
         dtype = torch_dtype(self._tensor)
         # A tensor of that shape that is nowhere: where a view begins and how it strides is all that is asked.
-        nowhere = torch.empty(_shape(self._tensor.shape, dtype), dtype=torch.uint8, device="meta")
+        nowhere = torch_bytes.without_data(_shape(self._tensor.shape, dtype), torch.uint8, "meta")
         view = nowhere[index] if _is_basic(index) else None
         if view is not None and view.shape == nowhere.shape and view.is_contiguous():
             data = self._file.get_bytes(self._tensor.name, verify=self._verify)
@@ -432,6 +435,11 @@ def _device(device: Device) -> torch.device:
         raise UsageError(f"device {quote(str(device))} is none: {error}") from error
     if found.type == "meta":
         raise UsageError("device 'meta' holds no data: nothing can be loaded there")
+    if found.type != "cpu":
+        try:
+            torch.empty(0, device=found)
+        except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device has its own
+            raise UsageError(f"device {quote(str(found))} cannot be used here: {error}") from error
     return found
 
 
@@ -448,8 +456,16 @@ def torch_dtype(tensor: layout.Tensor) -> torch.dtype:
 
 
 def _shape(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
-    """The shape of a tensor, given that in the file."""
-    return (*shape[:-1], shape[-1] // 2) if dtype == _PACKED and shape else shape
+    """The shape of a tensor, given that in the file.
+
+    Raises:
+        UnsupportedError: rows end in the middle of a byte.
+    """
+    if dtype != _PACKED or not shape:
+        return shape
+    if shape[-1] % 2:
+        raise UnsupportedError(f"PyTorch has two F4 elements in a byte, and no rows of {shape[-1]}")
+    return (*shape[:-1], shape[-1] // 2)
 
 
 def _view(data: Bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -68,12 +68,28 @@ def _strides(tensor: Tensor) -> str:
 
 
 def from_bytes(data: Bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    """Bytes as a tensor, which keeps them."""
+    """Bytes as a tensor on the CPU, which keeps them.
+
+    Raises:
+        UnsupportedError: it is empty, with dimensions that PyTorch cannot count.
+    """
     if data.size == 0:
-        return torch.empty(tuple(shape), dtype=dtype, device="cpu")
+        return without_data(shape, dtype, "cpu")
     if not data.flags.writeable:
         data = data.copy()
     return torch.from_numpy(data).view(dtype).reshape(tuple(shape))
+
+
+def without_data(shape: Sequence[int], dtype: torch.dtype, device: str) -> Tensor:
+    """A tensor that has no elements, or is on the device ``meta``, whatever the caller's default device is.
+
+    Raises:
+        UnsupportedError: PyTorch cannot count its dimensions.
+    """
+    try:
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    except RuntimeError as error:
+        raise UnsupportedError(f"PyTorch has no tensors of shape {list(shape)}: {error}") from error
 
 
 def torch_dtype(name: str) -> torch.dtype | None:

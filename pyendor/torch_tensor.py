@@ -21,7 +21,7 @@ from pyendor.encoded import EncodedTensor
 from pyendor.errors import UsageError
 from pyendor.layout import Bytes
 from pyendor.metadata import TensorMeta
-from pyendor.torch_bytes import dtype_of, from_bytes
+from pyendor.torch_bytes import dtype_of, from_bytes, without_data
 from pyendor.torch_memory import Memory, Step, check_parts, encode
 from pyendor.torch_product import Encoded
 from pyendor.torch_views import Decoding, Transposed, View, copied_view, plain, step_of, views
@@ -127,8 +127,10 @@ class EndorTensor(Decoding):
             A tensor of its dense shape and dtype, on the CPU.
 
         Raises:
-            UnsupportedError: PyTorch does not have its type.
+            UnsupportedError: PyTorch does not have its type, or cannot count its dimensions.
         """
+        if not encoded.meta.numel:
+            without_data(encoded.shape, dtype_of(encoded.meta), "meta")
         parts = {role: from_bytes(part, torch.uint8, (part.size,)) for role, part in encoded.parts.items()}
         return cls(parts, encoded.meta)
 

@@ -187,8 +187,8 @@ def _resolved(target: Path) -> Path:
 
     What it points to is missing for a moment where directories cannot be exchanged.
     """
-    if target.is_dir() or (target.is_symlink() and atomic.hidden(target.resolve(), SUFFIX).is_dir()):
-        return target.resolve()
+    if target.is_dir() or (target.is_symlink() and atomic.hidden(system.resolve(target), SUFFIX).is_dir()):
+        return system.resolve(target)
     return target
 
 

@@ -261,6 +261,8 @@ def _check_arguments(
     for source in sources:
         if not isinstance(source.name, str):
             raise UsageError(f"the name of a tensor is {source.name!r}, not a string")
+    if not isinstance(user_metadata, Mapping | None):
+        raise UsageError(f"metadata is {type(user_metadata).__name__}, not a mapping of text to text")
     for key, value in (user_metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise UsageError(f"metadata is not text: {key!r}: {value!r}")

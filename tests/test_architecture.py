@@ -11,8 +11,9 @@ from conftest import ROOT
 
 # Every module may import those before it. A set: modules of one step, which do not import one another.
 ORDER: list[set[str]] = [
-    {"errors", "parallel", "slicing", "system"},
-    {"dtypes", "exact", "jobs", "locks", "openmp", "rights"},
+    {"errors"},
+    {"parallel", "system"},
+    {"dtypes", "exact", "jobs", "locks", "openmp", "rights", "slicing"},
     {"jsontext", "naming", "stamps"},
     {"container", "manifest"},
     {"metadata"},

@@ -73,7 +73,8 @@ def test_another_safetensors(monkeypatch: pytest.MonkeyPatch, other: object) -> 
     monkeypatch.setitem(sys.modules, "safetensors", type("Module", (), {"SafetensorError": other})())
     try:
         error = errors.UsageError("x")
-        assert str(error) == "x" and isinstance(error, ValueError)
+        assert str(error) == "x"
+        assert isinstance(error, ValueError)
         assert type(pickle.loads(pickle.dumps(error))) is errors.UsageError  # noqa: S301  our own
     finally:
         errors.EndorError.__bases__ = before

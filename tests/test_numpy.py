@@ -111,6 +111,9 @@ def test_indices_that_an_array_does_not_take(tmp_path: Path) -> None:
         for index in (3, (0, -5), (0, 0, 0), "x", 1.5, [3], (..., ...)):
             with pytest.raises(IndexError):
                 opened.get_slice("x")[index]
+        for backend in ("mmap", "pread"):
+            with ours.safe_open(tmp_path / "x", backend=backend) as other:
+                assert other.get_slice("x")[:: 2**62, :: 2**61].tolist() == [[1.0]]
 
 
 def test_metadata_of_a_file_without_any_is_none(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A build backend that gives pip the metadata of safetensors' source distribution, and builds nothing.
 
-`pip download` asks the backend of a source distribution for its metadata. The real one asks cargo, which needs
-a Rust toolchain and a registry of crates; all that is wanted of the package is its tests.
+`pip download` asks the backend of a source distribution for its metadata. The real one asks cargo, which
+needs a Rust toolchain and a registry of crates; all that is wanted of the package is its tests.
 """
 
 from __future__ import annotations
