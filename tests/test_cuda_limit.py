@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,10 +34,11 @@ extern "C" int cuModuleLoadData(void **module, const char *image) {
 }
 extern "C" int cuModuleGetFunction(void **function, void *module, const char *name) {
     *function = reinterpret_cast<void *>(run);
-    return module == loaded && !strcmp(name, "limit") && strstr(loaded, "\n.visible .entry limit(\n") ? 0 : 500;
+    return module == loaded && !strcmp(name, "limit") &&
+           strstr(loaded, "\n.visible .entry limit(\n") ? 0 : 500;
 }
-extern "C" int cuLaunchKernel(void *f, unsigned x, unsigned y, unsigned z, unsigned lanes, unsigned, unsigned, unsigned shared,
-                              void *, void **arguments, void **) {
+extern "C" int cuLaunchKernel(void *f, unsigned x, unsigned y, unsigned z, unsigned lanes, unsigned, unsigned,
+                              unsigned shared, void *, void **arguments, void **) {
     if (y != 1 || z != 1 || !strstr(loaded, "\n.maxntid 256, 1, 1\n") || lanes != 256) return 1;
     simt::launch(reinterpret_cast<void (*)(const void *)>(f), arguments, x, lanes, shared);
     return 0;

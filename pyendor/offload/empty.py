@@ -43,7 +43,8 @@ def build(root: Path, dtype: torch.dtype | None, *, trust_remote_code: bool = Fa
     classes.check_dtypes(members, str(root / CONFIG))
     if not trust_remote_code and classes.needs_code(members):
         raise UsageError(
-            f"the model of {quote(str(root))} is not one of transformers, but of code that comes with it: read "
+            f"the model of {quote(str(root))} is not one of transformers, but of code that comes with it: "
+            "read "
             "that, and pass trust_remote_code=True to run it"
         )
     _require_known(members, root, trust_remote_code)
