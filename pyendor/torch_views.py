@@ -35,7 +35,7 @@ class Decoding(Backed):
     ) -> Any:
         kwargs = kwargs or {}
         first = args[0] if args else None
-        if isinstance(first, Decoding) and func.is_view:
+        if isinstance(first, Decoding) and (func.is_view or func in _UNDECLARED):
             if torch.is_inference_mode_enabled() and not first.is_inference():
                 # PyTorch notes what a view is a view of, which it cannot with tensors made in that mode.
                 with torch.inference_mode(False), torch.no_grad():
@@ -157,6 +157,10 @@ _DATA: Any = Tensor.data
 def plain(tensor: Tensor) -> Tensor:
     """The tensor, dense."""
     return tensor.decode() if isinstance(tensor, Decoding) else tensor
+
+
+# Views whose schema does not say so: operators write through them to out=, as kron does.
+_UNDECLARED = {torch.ops.aten._unsafe_view.default}
 
 
 @functools.cache

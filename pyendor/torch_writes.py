@@ -150,13 +150,18 @@ def rewrite(
         return stand_ins[id(one)]
 
     placed = {id(one): _place(stand_in(one)) for one in targets}
-    result = call(stand_in)
-    for one in targets:
-        if _place(stand_ins[id(one)]) != placed[id(one)]:
-            raise UsageError(
-                f"{name} would change the shape or the memory of an encoded tensor or of a view of one: "
-                "decode() it first; to replace all of it, assign to .data"
-            )
+    moved = UsageError(
+        f"{name} would change the shape or the memory of an encoded tensor or of a view of one: decode() it "
+        "first; to replace all of it, assign to .data"
+    )
+    try:
+        result = call(stand_in)
+    except RuntimeError as error:
+        if "not resizable" in str(error):  # what was decoded is in memory of NumPy
+            raise moved from error
+        raise
+    if any(_place(stand_ins[id(one)]) != placed[id(one)] for one in targets):
+        raise moved
     # First all are encoded, then all are replaced: an error leaves them as they were.
     new = {
         key: encode(dense) if dense.device.type != "meta" else memories[key].state
