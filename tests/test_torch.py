@@ -383,3 +383,41 @@ def test_no_device_is_the_cpu_as_in_safetensors(tmp_path: Path) -> None:
     model = torch.nn.ParameterDict({"a": torch.zeros(3)})
     ours.load_model(model, path, device=None)
     assert model["a"].equal(torch.ones(3))
+
+
+@pytest.mark.parametrize("around", ["meta device", "default device", "default dtype"])
+def test_whatever_is_made_by_default(model: dict[str, Path], tmp_path: Path, around: str) -> None:
+    """The caller's default device and dtype are for the caller's tensors."""
+    expected, layer = ours.load_file(model["ours"]), torch.nn.Linear(3, 3)
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+
+    def use() -> None:
+        for path in model.values():
+            everything = [ours.load_file(path), ours.load(path.read_bytes()), dict(ours.iter_weights(path))]
+            with ours.safe_open(path) as opened:
+                everything.append({name: opened.get_tensor(name) for name in expected})
+                everything.append({name: opened.get_slice(name)[...] for name in expected})
+                assert same(opened.get_slice("empty")[:, 1:3], expected["empty"][:, 1:3])
+                assert same(opened.get_slice("a")[2, 3:5], expected["a"][2, 3:5])
+            assert all(same(loaded[name], expected[name]) for loaded in everything for name in expected)
+        ours.save_file(expected, tmp_path / "again", min_saving=None)
+        ours.save_model(layer, str(tmp_path / "layer"))
+        assert ours.load_model(layer, tmp_path / "layer") == (set(), [])
+
+    if around == "meta device":
+        with torch.device("meta"):
+            use()
+    elif around == "default device":
+        torch.set_default_device("meta")
+        try:
+            use()
+        finally:
+            torch.set_default_device(None)
+    else:
+        torch.set_default_dtype(torch.float64)
+        try:
+            use()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert (tmp_path / "again").read_bytes() == model["ours"].read_bytes()
+    assert all(same(layer.state_dict()[name], value) for name, value in state.items())
