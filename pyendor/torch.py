@@ -437,7 +437,7 @@ def _device(device: Device) -> torch.device:
         raise UsageError("device 'meta' holds no data: nothing can be loaded there")
     if found.type != "cpu":
         try:
-            torch.empty(0, device=found)
+            torch.empty(0, dtype=torch.uint8, device=found)
         except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device has its own
             raise UsageError(f"device {quote(str(found))} cannot be used here: {error}") from error
     return found
