@@ -41,7 +41,7 @@ import tiny
 import pyendor.offload
 import pyendor.transformers
 from pyendor import convert
-from pyendor.errors import EndorError
+from pyendor.errors import EndorError, UnsupportedError, UsageError
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results/architectures.json"
@@ -78,7 +78,7 @@ EXACT, ALIGNMENT, REFUSED, FAILS, WRONG = "exact", "alignment", "refused", "fail
 OUTCOMES = {
     EXACT: "every bit is that of the dense model",
     ALIGNMENT: "differs as the dense model differs from itself when its weights lie elsewhere in memory",
-    REFUSED: "`offload_model` or `from_pretrained` raises an `EndorError`",
+    REFUSED: "a `UsageError` or `UnsupportedError` names what cannot be done",
     FAILS: "running the model raises an exception",
     WRONG: "another result, without an exception",
 }
@@ -241,25 +241,20 @@ def _outcome(
     shifted: list[Observed],
 ) -> dict[str, Any]:
     """The outcome of one mode, and the details of anything but an exact one."""
+    model = None
     try:
-        model = MODES[mode][1](dense, endor, kind)
-    except EndorError as error:
-        return {
-            "outcome": REFUSED,
-            "detail": f"{type(error).__name__}: {error}"[:400].replace(str(endor.parent), ""),
-        }
-    except Exception as error:
-        return {"outcome": FAILS, "detail": _described(error)}
-    try:
-        got = _observe(model.eval().requires_grad_(False), calls)
+        model = MODES[mode][1](dense, endor, kind).eval().requires_grad_(False)
+        got = _observe(model, calls)
         differing = _differences(wanted, got)
         if not differing and str(model.device) != "cpu":
             raise AssertionError(f"model.device is {model.device}")
     except Exception as error:
-        return {"outcome": FAILS, "detail": _described(error)}
+        outcome = REFUSED if isinstance(error, (UnsupportedError, UsageError)) else FAILS
+        return {"outcome": outcome, "detail": _described(error).replace(str(endor.parent), "")}
     finally:
-        with contextlib.suppress(EndorError):
-            pyendor.offload.close(model)
+        if model is not None:
+            with contextlib.suppress(EndorError):
+                pyendor.offload.close(model)
     if not differing:
         return {"outcome": EXACT}
     if not shifted:
@@ -460,7 +455,7 @@ def page(results: dict[str, Any]) -> str:
         parts = (f"{', '.join(n for n in sorted(needs) if needs[n] == p)} ({p})" for p in packages)
         lines.append(f"{len(needs)} need a package that was not installed: {'; '.join(parts)}.")
     if rest:
-        what = "of which no small model with inputs was made, so that nothing is known of them here"
+        what = "of which no small model with inputs was made or run, so that nothing is known of them here"
         lines.append(f"There are {len(rest)} {what}: {_listed(rest)}")
     if bad:
         lines += [

@@ -17,6 +17,8 @@ pytest.importorskip("transformers", minversion="5.0")
 import architectures  # noqa: E402  needs torch
 import tiny  # noqa: E402
 
+from pyendor.errors import UsageError  # noqa: E402
+
 # By what is special about them.
 SAMPLE = (
     *("llama", "opt", "gpt2", "bloom", "falcon"),  # decoders, tied and not, with 1-D and transposed weights
@@ -95,7 +97,7 @@ def reads_its_weights_too_late(model: Any) -> Any:
 
 
 def missing(model: Any) -> Any:
-    raise architectures.EndorError("this one")
+    raise UsageError("this one")
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,13 @@ CASES: dict[str, tuple[dict[str, tuple[int, ...]], list[str], list[str], dict[st
         {"gu": (12, 16, 16)},
         lambda: [loading.MergeModulelist(dim=0), loading.Concatenate(dim=1)],
     ),
+    "one expert": (
+        {"e.0.down.weight": (8, 16)},
+        ["e.*.down"],
+        ["down"],
+        {"down": (1, 8, 16)},
+        lambda: [loading.MergeModulelist(dim=0)],
+    ),
     "experts by column": (
         {f"e.{number}.{name}.weight": (8, 16) for number in range(12) for name in ("gate", "up")},
         ["e.*.gate", "e.*.up"],
@@ -234,6 +241,21 @@ def test_a_conversion_that_does_not_fit_is_refused(toy: Callable[[str], Any], tm
         offload_model(model, tmp_path / "model.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("case", "shapes"), [("experts", [(16, 8)]), ("concatenate rows", [(16, 8), (24, 16)])]
+)
+def test_tensors_of_another_shape_are_refused(
+    case: str, shapes: list[tuple[int, ...]], toy: Callable[[str], Any], tmp_path: Path
+) -> None:
+    names = CASES[case][0]
+    stored = {name: torch.ones(shape) for name, shape in zip(names, shapes * len(names), strict=False)}
+    save_file(stored, tmp_path / "model.safetensors")
+    with without_weights():
+        model = toy(case)(ToyConfig())
+    with pytest.raises((UsageError, UnsupportedError), match="'gu"):
+        offload_model(model, tmp_path / "model.safetensors")
+
+
 def test_operations_that_fail_are_named(toy: Callable[[str], Any], tmp_path: Path) -> None:
     checkpoint("rope", tmp_path)
     save_file({"q.weight": torch.ones(7, 16)}, tmp_path / "model.safetensors")
@@ -278,5 +300,5 @@ def test_weights_that_are_random_without_a_checkpoint_are_missing(tmp_path: Path
     save_file({"other": torch.ones(3)}, tmp_path / "model.safetensors")
     with without_weights():
         model = Random(ToyConfig())
-    with pytest.raises(UsageError, match=r"no weights for .one\.weight"):
+    with pytest.raises(UsageError, match=r"it lacks: .one\.weight"):
         offload_model(model, tmp_path / "model.safetensors")

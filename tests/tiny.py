@@ -351,6 +351,9 @@ def _features(config: Any, generator: torch.Generator) -> torch.Tensor:
 
 
 _FEATURES_FIRST = {
+    *("nemotron3_5_transcribe_asr_audio", "nemotron3_5_asr", "nemotron3_diarization", "gemma4_audio"),
+    *("nemotron3_diarization_audio", "nemotron3_5_transcribe_audio", "nemotron_asr_streaming"),
+    *("nemotron_asr_streaming_encoder", "granite_speech5_ctc", "granite_speech5_encoder"),
     *(
         "speech_to_text",
         "wav2vec2-bert",
@@ -563,6 +566,18 @@ def _decisions(model: Any, generator: torch.Generator) -> dict[str, Any]:
     }
 
 
+def _pairs(model: Any, generator: torch.Generator) -> dict[str, Any]:
+    return {"pixel_values": torch.randn(BATCH, 2, 3, 64, 64, generator=generator)}
+
+
+def _regions(model: Any, generator: torch.Generator) -> dict[str, Any]:
+    return {
+        "input_ids": _ids(model.config, generator),
+        "visual_feats": torch.randn(BATCH, 5, model.config.visual_feat_dim, generator=generator),
+        "visual_pos": torch.rand(BATCH, 5, 4, generator=generator),
+    }
+
+
 # What single architectures need: classes, config (overrides), base, divisors, layers, inputs.
 SPECIAL: dict[str, dict[str, Any]] = {
     "detr": _detr(),
@@ -592,6 +607,48 @@ SPECIAL: dict[str, dict[str, Any]] = {
             "text_config": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
             "vision_config": {"hidden_size": 512},  # that of the text
         },
+    },
+    **{
+        key: {"inputs": _noise(1, 3840)}
+        for key in (
+            *(
+                "mimi_encoder",
+                "omniasr_audio",
+                "omniasr_ctc",
+                "pe_audio_encoder",
+                "pocket_tts_audio_tokenizer",
+            ),
+            "pocket_tts_audio_tokenizer_encoder",
+        )
+    },
+    "muse_spark_audio": {"inputs": _noise(3840)},
+    **{
+        key: {"base": {"head_dim": 128}}
+        for key in ("hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl_text", "ministral")
+    },
+    "nemotron": {"base": {"num_key_value_heads": 8}},
+    **{
+        key: {
+            "divisors": (16,),
+            "config": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+        }
+        for key in ("glm4v_text", "glm_image_text", "paddleocr_vl_text", "qwen2_vl_text", "qwen2_5_vl_text")
+    },
+    "lfm2_moe": {"base": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}},
+    **{
+        key: {"config": {"vision_config": {"image_size": 56}}}
+        for key in ("mistral3", "lighton_ocr", "mistral_large4")
+    },
+    "pixtral": {"config": {"image_size": 56}},
+    **{key: {"inputs": _pairs} for key in ("lightglue", "efficientloftr", "superglue")},
+    "lxmert": {"inputs": _regions},
+    "glm_ocr": {
+        "divisors": (8,),
+        "config": {"text_config": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}},
+    },
+    "glm_ocr_text": {
+        "divisors": (8,),
+        "config": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
     },
     "gemma3": {"config": {"mm_tokens_per_image": 4}},
     "aria": {"base": {"projector_patch_to_query_dict": {"49": 4, "196": 8}}},

@@ -68,7 +68,7 @@ def assign(
             collected.setdefault(pattern, []).append(tensors[name])
     conversions = []
     for target, (converter, collected) in fused.items():
-        contiguous = _fuse(converter, collected)
+        contiguous = _fuse(converter, collected, tuple(state[target].shape))
         if contiguous is not None:
             pieces[target] = contiguous
         else:
@@ -92,7 +92,8 @@ def assign(
     for name, parts in pieces.items():
         shape = tuple(state[name].shape)
         whole = sum(math.prod(piece.tensor.shape) for piece in parts) == math.prod(shape)
-        if not whole or (len(parts) == 1 and parts[0].tensor.shape != shape):
+        # What was fused has been compared; a single tensor that is stacked has one dimension less.
+        if not whole or (len(parts) == 1 and name not in fused and parts[0].tensor.shape != shape):
             found = [list(piece.tensor.shape) for piece in parts]
             raise UsageError(f"parameter {quote(name)} has shape {list(shape)}, the checkpoint {found}")
     return pieces
@@ -144,24 +145,36 @@ class _Names:
         return next((other for other in (shorter, longer) if other in self._state), name)
 
 
-def _fuse(converter: Any, collected: Mapping[str, Sequence[Stored]]) -> list[Piece] | None:
+def _fuse(
+    converter: Any, collected: Mapping[str, Sequence[Stored]], wanted: tuple[int, ...]
+) -> list[Piece] | None:
     """The pieces of a parameter that is stacked, concatenated, or both: then expert by expert.
 
-    None if it is made in another way.
+    None if it is made in another way, or would not have the shape that is wanted.
     """
     if len(converter.target_patterns) != 1:
         return None
     kinds = [(type(operation).__name__, getattr(operation, "dim", 0)) for operation in converter.operations]
     sources = [collected[pattern] for pattern in converter.source_patterns if pattern in collected]
+    if not all(tensor.shape for source in sources for tensor in source):
+        return None  # single numbers
     same = len({len(source) for source in sources}) == 1 and len(sources) == len(converter.source_patterns)
     if kinds == [("MergeModulelist", 0)] and len(sources) == 1:
         order = list(sources[0])
+        made = (len(order), *order[0].shape)
     elif kinds == [("MergeModulelist", 0), ("Concatenate", 1)] and same:
         order = [tensor for expert in zip(*sources, strict=True) for tensor in expert]
+        first = order[: len(sources)]
+        made = (len(order) // len(first), sum(tensor.shape[0] for tensor in first), *order[0].shape[1:])
     elif kinds == [("Concatenate", 0)]:
         order = [tensor for source in sources for tensor in source]
+        made = (sum(tensor.shape[0] for tensor in order), *order[0].shape[1:])
     else:
         return None
+    alike = all(tensor.shape[1:] == order[0].shape[1:] for tensor in order)
+    experts = all(one.shape == source[0].shape for source in sources for one in source)
+    if made != wanted or not alike or not (experts or kinds == [("Concatenate", 0)]):
+        return None  # the operations themselves say what is wrong
     pieces, start = [], 0
     for tensor in order:
         pieces.append(Piece(tensor, start))
