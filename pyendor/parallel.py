@@ -50,6 +50,8 @@ class Pool(ThreadPoolExecutor):
         try:
             return super().submit(once)  # type: ignore[arg-type]  # nobody else has called it
         except RuntimeError:
+            if self._shutdown:
+                raise
             done: Future[Result] = Future()
             try:
                 done.set_result(once())  # type: ignore[arg-type]

@@ -285,3 +285,25 @@ def test_one_thread_at_a_time(case: Case, model: Any) -> None:
     handle.remove()
     case.check(model)
     assert not errors
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_refused_threads(case: Case, monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+    """What threads that the system refuses would have fetched and read, the caller fetches and reads."""
+    started, start = 0, threading._start_new_thread
+
+    def refuse(*arguments: Any, **keywords: Any) -> int:
+        nonlocal started
+        if started >= allowed:
+            raise RuntimeError("can't start new thread")
+        started += 1
+        return start(*arguments, **keywords)
+
+    monkeypatch.setattr(threading, "_start_new_thread", refuse)
+    model = offload_model(case.split, host_memory=0, prefetch=2)
+    for _ in range(2):
+        case.check(model)
+    assert started == allowed
+    offload.close(model)
+    with pytest.raises(UsageError, match="closed"), torch.no_grad():
+        model(case.ids)

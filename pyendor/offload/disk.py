@@ -11,10 +11,10 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Literal
 
-from pyendor import layout
+from pyendor import layout, parallel
 from pyendor.errors import FormatError, UsageError, quote
 from pyendor.file import File
 from pyendor.layout import Bytes
@@ -64,7 +64,7 @@ class Disk:
             raise UsageError(f"read {quote(mode)}: there are {', '.join(MODES)}")
         self._open = _open_all(files)
         self._close = weakref.finalize(self, _close_all, list(self._open.values()))
-        self._pool = ThreadPoolExecutor(REQUESTS, "pyendor-read")
+        self._pool = parallel.Pool(REQUESTS, "pyendor-read")
         self._lock = threading.Lock()
         self.reads = reads
         self.nbytes = 0

@@ -9,6 +9,7 @@ and slots that could all hold it would be too few, or too much memory.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -92,10 +93,9 @@ class Ring(Generic[Key, Slot]):
         with self._turn:
             self._taken = None
             job = self._job(key)
-            if self._ahead:
-                self._start()
+            if self._ahead and self._start():
                 self._turn.wait_for(lambda: job.done or self._closed)
-        if not self._ahead:
+        if not job.done and not self._started():
             job.begun = True
             self._run(job)
         with self._turn:
@@ -161,10 +161,16 @@ class Ring(Generic[Key, Slot]):
             self._jobs.append(_Job(key, idle[0]))
         self._turn.notify_all()
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Start the threads; False if the system refuses them all, and the caller has to fetch."""
         for thread in self._threads:
             if thread.ident is None:
-                thread.start()
+                with contextlib.suppress(RuntimeError):
+                    thread.start()
+        return self._started()
+
+    def _started(self) -> bool:
+        return any(thread.ident is not None for thread in self._threads)
 
     def _work(self) -> None:
         while True:
