@@ -407,7 +407,10 @@ def no_weights(root: Path) -> UsageError:
     names = sorted(os.listdir(root))
     copies = [name for name in names if _matches(name, ("*.bin", "*.pt", "*.pth", "*.ckpt"))]
     found = f"{quote(str(root))} has no weights 'model.safetensors' or shards of them"
-    if copies:
+    loose = [name for name in names if name.endswith(SUFFIX)]
+    if loose:
+        found += f"; it has {quote(loose[0])}, which no index names: name the file instead, or add the index"
+    elif copies:
         found += (
             f"; it has {quote(copies[0])}, which Endor does not open (a pickle can run code): "
             "convert it to safetensors first, for instance with save_pretrained of transformers"

@@ -54,7 +54,7 @@ def test_cases_are_named_after_a_rule_that_they_are_about() -> None:
 
 def test_every_reader_rule_that_files_can_show_is_exercised() -> None:
     exercised = {rule for case in CASES for rule in case["rules"]}
-    processes = {"K-6", "K-7", "K-9", "S-1", "S-3", "S-4", "W-1", "W-8"}  # of programs, not of files
+    processes = {"K-6", "K-7", "K-9", "K-12", "S-1", "S-3", "S-4", "W-1", "W-8"}  # of programs, not of files
     assert set(RULES) - exercised <= processes
 
 
