@@ -69,6 +69,89 @@ static bool is_dense(const char *name) {
            !starts_with(name, index_stem, ".endor.") && !starts_with(name, index_stem, ".dense.");
 }
 
+/* What stands for a dense name that `.endor` cannot be put into (K-11). */
+static middle otherwise(const char *name) {
+    middle m = between(name, "model.endor-", ".file.safetensors");
+    return m.size > 0 ? m : (middle){NULL, 0};
+}
+
+static bool is_unsafe(char c) {
+    return (unsigned char)c < ' ' || strchr("/\\:", c) != NULL;
+}
+
+static bool is_name(const char *text, size_t size) {
+    if (size == 0 || (size <= 2 && memcmp(text, "..", size) == 0)) return false;
+    for (size_t i = 0; i < size; i++)
+        if (is_unsafe(text[i])) return false;
+    return true;
+}
+
+/* The name of a file (K-1); where folders are allowed, names with `/` between them (K-10). */
+static bool is_path(const char *text, size_t size, bool folders) {
+    for (size_t begin = 0;;) {
+        size_t end = begin;
+        while (end < size && !(folders && text[end] == '/')) end++;
+        if (!is_name(text + begin, end - begin)) return false;
+        if (end == size) return true;
+        begin = end + 1;
+    }
+}
+
+/* The Endor name of dense weights `*.safetensors` (K-11); to be freed, NULL without memory. */
+static char *endor_name(const char *dense) {
+    size_t size = strlen(dense), stem = size - strlen(".safetensors");
+    size_t room = 3 * size + sizeof "model.endor-.file.safetensors";
+    char *name = allocate(room);
+    if (name == NULL) return NULL;
+    middle m = between(dense, "model", ".safetensors");
+    bool simple = m.text && (m.size == 0 || m.text[0] == '.' || m.text[0] == '-');
+    if (simple && !is_endor_weights(dense) && is_path(dense, size, false)) {
+        snprintf(name, room, "model.endor%s", dense + strlen("model"));
+        if (!otherwise(name).text) return name;
+    }
+    size_t at = (size_t)snprintf(name, room, "model.endor-");
+    for (size_t i = 0; i < stem; i++) {
+        bool escaped = dense[i] == '%' || is_unsafe(dense[i]);
+        const char *format = escaped ? "%%%02X" : "%c";
+        at += (size_t)snprintf(name + at, room - at, format, (unsigned char)dense[i]);
+    }
+    snprintf(name + at, room - at, ".file.safetensors");
+    return name;
+}
+
+static int digit(char c) {
+    static const char digits[] = "0123456789ABCDEF";
+    const char *found = c ? strchr(digits, c) : NULL;
+    return found ? (int)(found - digits) : -1;
+}
+
+/* K-11: a name of that form is the Endor name of some path. */
+static bool check_name(const char *name, failure *f) {
+    middle m = otherwise(name);
+    if (!m.text) return true;
+    char *dense = allocate(m.size + sizeof ".safetensors"), *again = NULL;
+    size_t size = 0;
+    for (size_t i = 0; dense && i < m.size; i++) {
+        bool escaped = m.text[i] == '%' && digit(m.text[i + 1]) >= 0 && digit(m.text[i + 2]) >= 0;
+        dense[size++] =
+            escaped ? (char)(16 * digit(m.text[i + 1]) + digit(m.text[i + 2])) : m.text[i];
+        if (escaped) i += 2;
+    }
+    bool good = dense != NULL;
+    if (!good) {
+        no_memory(f);
+    } else if (is_path(dense, size, true)) {
+        memcpy(dense + size, ".safetensors", sizeof ".safetensors");
+        again = endor_name(dense);
+        good = again != NULL || no_memory(f);
+    }
+    if (good && (again == NULL || strcmp(again, name) != 0))
+        good = reject(f, "K-11", NULL, NOWHERE, "%s stands for no dense weights", show(name).text);
+    free(dense);
+    free(again);
+    return good;
+}
+
 static middle index_variant(const char *name) {
     middle m = between(name, "model.safetensors.index.endor", ".json");
     return is_variant(m) ? m : (middle){NULL, 0};
@@ -175,22 +258,15 @@ static bool as_rule(failure *f, const char *rule) {
     return false;
 }
 
-static bool is_file_name(const json_t *value) {
-    const char *name = json_string_value(value);
-    if (!name || !*name || strcmp(name, ".") == 0 || strcmp(name, "..") == 0) return false;
-    for (size_t i = 0; i < json_string_length(value); i++)
-        if ((unsigned char)name[i] < ' ' || strchr("/\\:", name[i])) return false;
-    return true;
-}
-
 static void map_free(map *m) {
     json_decref(m->tree);
     free(m->lines);
     free(m->shards);
 }
 
-/* K-1 */
-static bool read_map(const char *directory, const char *name, map *m, failure *f) {
+/* K-1; in an index that was kept, files may lie in folders. */
+static bool read_map(
+    const char *directory, const char *name, bool folders, map *m, failure *f) {
     size_t size;
     char *text = read_text(directory, name, &size, f);
     if (text == NULL) return false;
@@ -209,10 +285,11 @@ static bool read_map(const char *directory, const char *name, map *m, failure *f
     const char *key;
     json_t *value;
     json_object_foreach(lines, key, value) {
-        if (!is_file_name(value))
+        const char *file_name = json_string_value(value);
+        if (!file_name || !is_path(file_name, json_string_length(value), folders))
             return reject(
                 f, "K-1", key, NOWHERE, "in the index it is not in a file of the directory");
-        m->lines[m->count++] = (listed){key, json_string_value(value), 0};
+        m->lines[m->count++] = (listed){key, file_name, 0};
     }
     qsort(m->lines, m->count, sizeof m->lines[0], compare_names);
     return true;
@@ -253,6 +330,31 @@ static bool check_config(const char *directory, const char *name, failure *f) {
     return good;
 }
 
+/* A file is restored from Endor weights, or is kept under its name and `.dense` (K-12). */
+static bool is_restored(
+    const char *directory, const listing *l, const char *dense, bool *found, failure *f) {
+    *found = false;
+    if (between(dense, "", ".safetensors").text) {
+        char *encoded = endor_name(dense);
+        if (encoded == NULL) return no_memory(f);
+        *found = is_listed(l, encoded);
+        free(encoded);
+    }
+    if (*found) return true;
+    size_t size = strlen(dense) + sizeof ".dense";
+    char *kept = allocate(size), *path = NULL;
+    if (kept) {
+        snprintf(kept, size, "%s.dense", dense);
+        path = path_in(directory, kept);
+    }
+    free(kept);
+    if (path == NULL) return no_memory(f);
+    struct stat about;
+    *found = stat(path, &about) == 0 && S_ISREG(about.st_mode);
+    free(path);
+    return true;
+}
+
 /* K-10: a dense index that was kept names files that will be there again. */
 static bool check_kept(const char *directory, const listing *l, const char *index, failure *f) {
     char kept[NAME_SIZE];
@@ -260,22 +362,15 @@ static bool check_kept(const char *directory, const listing *l, const char *inde
         kept, sizeof kept, "%s.dense%s", index_stem, index + strlen(index_stem) + strlen(".endor"));
     if (!is_listed(l, kept)) return true;
     map m = {0};
-    bool good = read_map(directory, kept, &m, f);
+    bool good = read_map(directory, kept, true, &m, f);
     for (size_t i = 0; good && i < m.count; i++) {
+        bool found;
         const char *dense = m.lines[i].file_name;
-        size_t size = strlen(dense) + sizeof ".endor";
-        char *encoded = allocate(size);
-        if (encoded == NULL) {
-            good = no_memory(f);
-            break;
-        }
-        bool named = strncmp(dense, "model", 5) == 0;
-        if (named) snprintf(encoded, size, "model.endor%s", dense + 5);
-        if (!named || !is_endor_weights(encoded) || !is_listed(l, encoded))
+        good = is_restored(directory, l, dense, &found, f);
+        if (good && !found)
             good = reject(
                 f, "K-10", m.lines[i].name, NOWHERE, "the kept index has it in %s",
                 show(dense).text);
-        free(encoded);
     }
     map_free(&m);
     return good;
@@ -352,7 +447,7 @@ static bool open_files(
 static bool open_indexed(
     checkpoint *c, const char *directory, const listing *l, const char *index, failure *f) {
     map m = {0};
-    bool good = read_map(directory, index, &m, f) && number_shards(&m, f) &&
+    bool good = read_map(directory, index, false, &m, f) && number_shards(&m, f) &&
                 check_shards(directory, l, index, &m, f) && check_kept(directory, l, index, f) &&
                 open_files(c, directory, m.shards, m.shard_count, f) && check_map(c, &m, f) &&
                 check_parts_together(c, &m, f);
@@ -378,6 +473,8 @@ static bool open_listing(checkpoint *c, const char *directory, const listing *l,
     static const char *const configs[] = {"config.json", "config.dense.json"};
     for (int i = 0; i < 2; i++)
         if (is_listed(l, configs[i]) && !check_config(directory, configs[i], f)) return false;
+    for (size_t i = 0; i < l->count; i++)
+        if (is_endor_weights(l->names[i]) && !check_name(l->names[i], f)) return false;
     for (size_t i = 0; i < l->count; i++) {
         middle variant = shard_variant(l->names[i]);
         char its_index[NAME_SIZE];

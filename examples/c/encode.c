@@ -179,7 +179,7 @@ static void put_metadata(buffer *b, const job *j) {
     } else {
         size_t count = 0;
         members[count++] = (member){"endor", endor.data, endor.size};
-        if (!json_object_get(j->in.metadata, "format"))
+        if (json_object_size(j->in.metadata) == 0)
             members[count++] = (member){"format", "pt", 2};
         const char *name;
         json_t *text;
