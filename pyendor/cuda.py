@@ -271,6 +271,9 @@ def available(device: int | None = None) -> bool:
 
     Args:
         device: its number; None for that of the current context, or, in a thread that has none, for any.
+
+    Returns:
+        Whether they do.
     """
     return unavailable(device) is None
 
@@ -282,6 +285,9 @@ def unavailable(device: int | None = None) -> str | None:
 
     Args:
         device: its number; None for that of the current context, or, in a thread that has none, for any.
+
+    Returns:
+        The reason, as text for a message.
     """
     if _native is None:
         return "pyendor was installed without its native codec, for which a C compiler is needed"

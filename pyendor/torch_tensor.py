@@ -27,7 +27,7 @@ from pyendor.torch_product import Encoded
 from pyendor.torch_views import Decoding, Transposed, View, copied_view, plain, step_of, views
 
 # Before the roles of parts, in the names of the attributes that hold them.
-_ATTRIBUTE = "part_"
+_ATTRIBUTE = "_part_"
 
 
 class EndorTensor(Decoding):
@@ -202,7 +202,7 @@ class EndorTensor(Decoding):
         """Bytes of the parts; ``nbytes`` are those of the dense tensor."""
         return sum(part.numel() for part in self.parts.values())
 
-    def product(self, func: Any, args: Sequence[Any]) -> Tensor | None:
+    def _product(self, func: Any, args: Sequence[Any]) -> Tensor | None:
         """What an operator gives that multiplies by this one, transposed; None where it has to be decoded."""
         weight = self._for_product() if func in _MULTIPLYING else None
         if weight is None:
@@ -292,9 +292,9 @@ class EndorTensor(Decoding):
 
     def _stable_hash_for_caching(self) -> str:
         """All that a graph of torch.compile may depend on."""
-        return f"{metadata.entry_text(self.meta)} {self.device} {self.requires_grad}"
+        return f"{_ATTRIBUTE} {metadata.entry_text(self.meta)} {self.device} {self.requires_grad}"
 
-    def view_by(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _view_by(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A view: encoded where that is possible, and otherwise a dense copy that behaves as one."""
         if func in _ALIASING:
             return EndorTensor._of(self.memory)
@@ -304,7 +304,7 @@ class EndorTensor(Decoding):
             return copied_view(self.memory, part, step_of(func, args, kwargs))
         return views(self.memory, self.decode(), (), func, args, kwargs)
 
-    def operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What an operator gives whose first argument this is and that need not decode all of it."""
         operate = _OPERATORS.get(func) if args[0] is self else None
         return operate(self, func, args[1:], kwargs) if operate is not None else None

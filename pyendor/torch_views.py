@@ -21,11 +21,11 @@ class Decoding(Backed):
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    def view_by(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _view_by(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What an operator that gives a view gives for this one."""
         raise NotImplementedError
 
-    def operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What an operator gives that need not decode all of this one; None for what has to."""
         return None
 
@@ -41,13 +41,13 @@ class Decoding(Backed):
                 with torch.inference_mode(False), torch.no_grad():
                     return cls.__torch_dispatch__(func, types, args, kwargs)
             if not _is_composed(func):
-                return first.view_by(func, args[1:], kwargs)
+                return first._view_by(func, args[1:], kwargs)
         if _is_composed(func):
             return func.decompose(*args, **kwargs)
         if places := torch_writes.written(func):
             return torch_writes.write(func, places, args, kwargs)
         for one in args:
-            if isinstance(one, Decoding) and (done := one.operate(func, args, kwargs)) is not None:
+            if isinstance(one, Decoding) and (done := one._operate(func, args, kwargs)) is not None:
                 return done
         dense = tree_map_only(Decoding, lambda one: one.decode(), (args, kwargs))
         return func(*dense[0], **dense[1])
@@ -64,7 +64,14 @@ class Decoding(Backed):
         raise UsageError("the .data of a view of an encoded tensor cannot be replaced: use copy_()")
 
     def numpy(self, *, force: bool = False) -> Any:
-        """A decoded array. It is read-only, as writes would not reach this tensor; with ``force``, a copy."""
+        """A decoded array, read-only, as writes would not reach this tensor.
+
+        Args:
+            force: give a copy that can be written to, also of a tensor on a GPU or that requires gradients.
+
+        Returns:
+            An array of this shape and dtype.
+        """
         dense = self.decode()
         if force:
             return dense.clone().numpy(force=True)
@@ -93,15 +100,38 @@ class Decoding(Backed):
         return self.decode().clone().__dlpack__(*args, **kwargs)
 
     def apply_(self, function: Any) -> Any:
-        """As of a dense tensor."""
+        """Replace each element by what a function gives for it, as of a dense tensor.
+
+        Args:
+            function: from a number to a number.
+
+        Returns:
+            This tensor, encoded again.
+        """
         return self._rewritten("apply_", lambda dense: dense.apply_(function))
 
     def map_(self, other: Tensor, function: Any) -> Any:
-        """As of a dense tensor."""
+        """Replace each element by what a function gives for it and another one, as of a dense tensor.
+
+        Args:
+            other: a tensor that can be expanded to this shape.
+            function: from two numbers to a number.
+
+        Returns:
+            This tensor, encoded again.
+        """
         return self._rewritten("map_", lambda dense: dense.map_(plain(other), function))
 
     def map2_(self, x: Tensor, y: Tensor, function: Any) -> Any:
-        """As of a dense tensor."""
+        """Replace each element by what a function gives for it and two others, as of a dense tensor.
+
+        Args:
+            x, y: tensors that can be expanded to this shape.
+            function: from three numbers to a number.
+
+        Returns:
+            This tensor, encoded again.
+        """
         return self._rewritten("map2_", lambda dense: dense.map2_(plain(x), plain(y), function))
 
     def _rewritten(self, name: str, change: Callable[[Tensor], object]) -> Any:
@@ -218,7 +248,7 @@ class View(Decoding):
     def decode(self) -> Tensor:
         return self.dense
 
-    def view_by(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _view_by(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is torch.ops.aten.as_strided.default and self.memory is not None:
             # It counts from the beginning of the memory, which this has only a part of.
             return views(
@@ -264,15 +294,15 @@ class Transposed(Decoding):
     def decode(self) -> Tensor:
         return replayed(self.base.decode(), self.steps)
 
-    def view_by(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _view_by(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in {torch.ops.aten.detach.default, torch.ops.aten.alias.default}:
             return Transposed(func(self.base))
         if func is torch.ops.aten.t.default:
             return torch.ops.aten.alias.default(self.base)
         return views(self.memory, self.decode(), self.steps, func, args, kwargs)
 
-    def operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.base.product(func, args) if args[-1] is self and not kwargs else None
+    def _operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.base._product(func, args) if args[-1] is self and not kwargs else None
 
     def data_ptr(self) -> int:
         """As of the tensor."""

@@ -185,7 +185,7 @@ def test_graphs_and_compiled_layers() -> None:
     dense = weights()["bf16"].cuda()
     layer = torch.nn.Linear(1300, 1000, bias=False, dtype=torch.bfloat16, device="cuda")
     layer.weight = torch.nn.Parameter(EndorTensor.from_dense(dense), requires_grad=False)
-    assert layer.weight.part_values.is_cuda
+    assert layer.weight.parts["values"].is_cuda
     x = torch.randn(4, 1300, dtype=torch.bfloat16, device="cuda")
     out = torch.empty_like(dense)
     with pytest.raises(RuntimeError, match="decode it once before"), torch.cuda.graph(torch.cuda.CUDAGraph()):

@@ -154,7 +154,7 @@ def test_parts_are_checked_once_and_others_anew(monkeypatch: pytest.MonkeyPatch)
     assert same(tensor.decode(), weights()["whole"])
     assert read == [0, 0]
     broken = EndorTensor.from_dense(dense)
-    broken.part_bitmap[3] ^= 1
+    broken.parts["bitmap"][3] ^= 1
     for _ in range(2):
         with pytest.raises(FormatError, match="B-6"):
             broken.decode()

@@ -180,7 +180,7 @@ def test_faults_are_found() -> None:
     layer = linear(weight(1024, 256), requires_grad=False)
     x = torch.randn(1, 256, dtype=torch.bfloat16)
     layer(x)
-    layer.weight.part_bitmap[20000] ^= 1
+    layer.weight.parts["bitmap"][20000] ^= 1
     with pytest.raises(FormatError, match="B-6"):
         layer(x)
 

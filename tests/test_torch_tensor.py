@@ -90,7 +90,7 @@ def test_it_survives_what_a_model_goes_through(tmp_path: Path) -> None:
     assert torch.equal(plain.weight, dense)
     copied = copy.deepcopy(layer)
     assert isinstance(copied.weight, EndorTensor)
-    assert copied.weight.part_values.data_ptr() != layer.weight.part_values.data_ptr()
+    assert copied.weight.parts["values"].data_ptr() != layer.weight.parts["values"].data_ptr()
     assert torch.equal(copied.weight.decode(), dense)
     for moved in (layer.to("cpu"), layer.cpu(), layer.to(torch.bfloat16)):
         assert isinstance(moved.weight, EndorTensor)
@@ -189,7 +189,7 @@ def test_rows_of_an_embedding_are_looked_up() -> None:
     for wrong in (-1, last + 1):
         with pytest.raises(IndexError):
             torch.nn.functional.embedding(torch.tensor([wrong]), encoded)
-    encoded.part_bitmap[5] ^= 1
+    encoded.parts["bitmap"][5] ^= 1
     with pytest.raises(FormatError):
         torch.nn.functional.embedding(torch.tensor([0]), encoded)
     assert torch.equal(torch.nn.functional.embedding(torch.tensor([last]), encoded)[0], dense[last])
@@ -261,7 +261,7 @@ def test_basic_indices_decode_what_they_need(monkeypatch: pytest.MonkeyPatch) ->
     for wrong in (300, (0, 5000)):
         with pytest.raises(IndexError):
             tensor[wrong]
-    tensor.part_bitmap[5] ^= 1
+    tensor.parts["bitmap"][5] ^= 1
     assert torch.equal(tensor[1:], dense[1:])
     with pytest.raises(FormatError, match="B-6"):
         tensor[:1]
@@ -329,7 +329,7 @@ def test_saving_makes_no_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_bad_parts_are_found() -> None:
     tensor = EndorTensor.from_dense(weight())
-    tensor.part_bitmap[5] ^= 1
+    tensor.parts["bitmap"][5] ^= 1
     with pytest.raises(FormatError, match="B-6"):
         tensor + 1
     with pytest.raises(FormatError, match="B-6"):

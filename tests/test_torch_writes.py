@@ -490,7 +490,7 @@ def test_pickles_of_strangers_are_checked() -> None:
             rebuild(parts, bad, requires_grad, state)
     with pytest.raises(UsageError, match="metadata"):
         rebuild(parts, 3, requires_grad, state)
-    made = rebuild(parts, found.meta, requires_grad, {"meta": 1, "part_values": 2, "memory": 3, "mark": 4})
+    made = rebuild(parts, found.meta, requires_grad, {"meta": 1, "_part_values": 2, "memory": 3, "mark": 4})
     assert same(made, dense())
     assert made.mark == 4
 
