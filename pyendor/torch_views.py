@@ -126,7 +126,8 @@ class Decoding(Backed):
         """Replace each element by what a function gives for it and two others, as of a dense tensor.
 
         Args:
-            x, y: tensors that can be expanded to this shape.
+            x: a tensor that can be expanded to this shape.
+            y: another one.
             function: from three numbers to a number.
 
         Returns:
